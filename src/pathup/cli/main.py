@@ -1,0 +1,113 @@
+"""The command ``pathup``: its verbs, ``--version``, and what becomes of errors.
+
+A verb's module is imported when the verb is used, so ``pathup --help`` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pathup import __version__
+from pathup.errors import PathUpError, unknown
+
+VERBS: dict[str, str] = {
+    "tiles": "Cut labelled regions or annotated slides into tiles for training.",
+    "train": "Train an autoencoder or a diffusion model on tiles.",
+    "generate": "Synthesise large tissue images, or single tiles, from a trained model.",
+}
+"""Verb to its line in ``pathup --help``, in the order in which they are used; each is `pathup.cli.VERB`."""
+
+
+class LazyGroup(TyperGroup):
+    """A group of verbs that are imported when they run and only listed before."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs that this installation has."""
+        return [verb for verb in VERBS if importlib.util.find_spec(f"pathup.cli.{verb}") is not None]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb as the help lists it: its name and line, nothing imported."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        line = typer.Typer(add_completion=False)
+        line.command(cmd_name, short_help=VERBS[cmd_name])(lambda: None)
+        return typer.main.get_command(line)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb to run, imported."""
+        verbs = self.list_commands(ctx)
+        if args[0] not in verbs:
+            raise unknown("verb", args[0], verbs)
+        return args[0], load_verb(args[0]), args[1:]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; Ctrl-C ends it with exit code 130, as shells expect."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("pathup: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+def load_verb(verb: str) -> Any:
+    """Import `pathup.cli.VERB` and make its command.
+
+    The module has a Typer `app` (for a verb with verbs of its own) or a function of the verb's name.
+    """
+    module = importlib.import_module(f"pathup.cli.{verb}")
+    app = getattr(module, "app", None)
+    if not isinstance(app, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command(verb, no_args_is_help=True)(getattr(module, verb))
+    command = typer.main.get_command(app)
+    command.name = verb
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="pathup",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pathup {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def pathup(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Synthesise large histopathology images, conditioned on lesion class and spatial level.
+
+    The usual way: cut labelled regions or slides into tiles (pathup tiles), train on them (pathup train), and
+    grow large images from the trained model (pathup generate). 'pathup VERB --help' tells more about each.
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
+    try:
+        app(prog_name="pathup")
+    except PathUpError as error:
+        print(f"pathup: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        print(f"pathup: {error.strerror or error}{place}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,119 @@
+"""`pathup train`: the autoencoder, and the diffusion model (patho-align)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Train the autoencoder or the diffusion model.")
+
+
+@app.callback()
+def train() -> None:
+    """Train the autoencoder or the diffusion model."""
+
+
+Tiles = Annotated[Path, typer.Option(help="Folder that 'pathup tiles' wrote.")]
+Output = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, sample sheets, curves, the model.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (bracs, atlas, tiny) or a YAML file.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, exactly where it stood.")]
+Steps = Annotated[int | None, typer.Option(help="Instead of the recipe's number of steps.")]
+Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16, instead of the recipe's.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")]
+Workers = Annotated[int, typer.Option(help="Processes that read tiles.")]
+Wandb = Annotated[str | None, typer.Option(help="Log to this Weights & Biases project as well.")]
+
+
+@app.command()
+def autoencoder(
+    tiles: Tiles,
+    output: Output,
+    recipe: RecipeName = "atlas",
+    pretrained: Annotated[str | None, typer.Option(help="Start from this autoencoder (folder or hub id).")] = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    cpu: Cpu = False,
+    workers: Workers = 0,
+    wandb: Wandb = None,
+) -> None:
+    """Train a KL autoencoder on tiles, for those without a pretrained one."""
+    from pathup.training.runs import train_autoencoder
+
+    folder = train_autoencoder(
+        tiles,
+        output,
+        recipe,
+        pretrained=pretrained,
+        resume=resume,
+        changes={"steps": steps, "seed": seed, "precision": precision},
+        cpu=cpu,
+        workers=workers,
+        wandb_project=wandb,
+    )
+    typer.echo(f"autoencoder written to {folder}")
+
+
+@app.command()
+def diffusion(
+    tiles: Tiles,
+    output: Output,
+    recipe: RecipeName = "atlas",
+    pretrained: Annotated[
+        str | None, typer.Option(help="Start from this Stable Diffusion 1.x/2.x (diffusers folder or hub id).")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Train from scratch on the latents of this autoencoder (folder or hub id).")
+    ] = None,
+    resume: Resume = False,
+    steps: Steps = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles a process and forward, instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the feature entropy loss, instead of the recipe's.")] = None,
+    patho_align: Annotated[
+        bool, typer.Option("--patho-align/--no-patho-align", help="Prompts of class and level, or one neutral prompt.")
+    ] = True,
+    feature_entropy: Annotated[
+        bool, typer.Option("--feature-entropy/--no-feature-entropy", help="The feature entropy loss.")
+    ] = True,
+    level: Annotated[str | None, typer.Option(help="Train on this level's tiles alone.")] = None,
+    latents: Annotated[Path | None, typer.Option(help="Folder of the latent cache, to share between runs.")] = None,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    cpu: Cpu = False,
+    workers: Workers = 0,
+    wandb: Wandb = None,
+) -> None:
+    """Train the diffusion model on class and level (patho-align) with the feature entropy loss."""
+    from pathup.training.runs import train_diffusion
+
+    folder = train_diffusion(
+        tiles,
+        output,
+        recipe,
+        pretrained=pretrained,
+        autoencoder=autoencoder,
+        level=level,
+        latents=latents,
+        resume=resume,
+        changes={
+            "steps": steps,
+            "seed": seed,
+            "precision": precision,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "feature_entropy.beta": beta,
+            "patho_align": None if patho_align else False,
+            "feature_entropy.enabled": None if feature_entropy else False,
+        },
+        cpu=cpu,
+        workers=workers,
+        wandb_project=wandb,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    typer.echo(f"model written to {folder}")

@@ -1,0 +1,1 @@
+"""Prompts, components, the feature entropy loss and the pipeline."""

@@ -1,0 +1,221 @@
+"""The parts of a model: diffusers' and transformers' own classes, built from a recipe or loaded from a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pathup.draws import seed_of
+from pathup.errors import PathUpError, unknown
+from pathup.model.tokens import build_tokenizer
+from pathup.recipes import AutoencoderRecipe, Recipe
+from pathup.tiles.taxonomy import all_prompts
+
+SCHEDULERS: dict[str, type[SchedulerMixin]] = {
+    "ddim": DDIMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+
+
+@dataclass
+class Components:
+    """What a Stable Diffusion folder holds, in its own names."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+
+
+def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
+    """An `AutoencoderKL` with random weights (drawn from the recipe's seed); scaling factor 1."""
+    blocks = len(recipe.block_channels)
+    with _seeded(recipe.seed, "autoencoder"):
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            block_out_channels=tuple(recipe.block_channels),
+            layers_per_block=recipe.layers_per_block,
+            latent_channels=recipe.latent_channels,
+            norm_num_groups=recipe.norm_groups,
+            sample_size=recipe.crop_px,
+            scaling_factor=1.0,
+            force_upcast=False,
+            mid_block_add_attention=recipe.mid_attention,
+        )
+
+
+def build_text_encoder(recipe: Recipe) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """A small CLIP text model with random weights, and its tokenizer. It stays frozen.
+
+    Random weights are enough to tell prompts apart: the U-Net's cross-attention learns what they mean.
+    """
+    spec = recipe.model.text_encoder
+    texts = [text for _, _, text in all_prompts(recipe)] + [recipe.model.neutral_prompt]
+    tokenizer = build_tokenizer(texts, spec.max_tokens)
+    longest = max(len(ids) for ids in tokenizer(texts)["input_ids"])
+    if longest > spec.max_tokens:
+        raise PathUpError(
+            f"the longest prompt has {longest} tokens, but model.text_encoder.max_tokens is {spec.max_tokens}; raise it"
+        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=spec.hidden_size,
+        intermediate_size=4 * spec.hidden_size,
+        projection_dim=spec.hidden_size,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        max_position_embeddings=spec.max_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with _seeded(recipe.diffusion.seed, "text encoder"):
+        text_encoder = CLIPTextModel(config)
+        # CLIP's own initial scale (0.02) leaves all prompts within a cosine of 0.99 of each other; words drawn
+        # at unit scale are near-orthogonal, which is what cross-attention needs from an encoder that is not trained
+        embeddings = text_encoder.get_input_embeddings()
+        torch.nn.init.normal_(embeddings.weight, std=1.0)
+        return text_encoder, tokenizer
+
+
+def build_unet(recipe: Recipe, latent_channels: int, prompt_width: int) -> UNet2DConditionModel:
+    """A `UNet2DConditionModel` with random weights for windows of the recipe's size."""
+    spec = recipe.model.unet
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in spec.attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(spec.attention))
+    with _seeded(recipe.diffusion.seed, "unet"):
+        return UNet2DConditionModel(
+            sample_size=recipe.sampling.window_latent,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            down_block_types=down,
+            up_block_types=up,
+            block_out_channels=tuple(spec.block_channels),
+            layers_per_block=spec.layers_per_block,
+            # diffusers names this 'attention_head_dim' but reads it as the number of heads
+            attention_head_dim=tuple(max(1, width // spec.head_channels) for width in spec.block_channels),
+            norm_num_groups=spec.norm_groups,
+            cross_attention_dim=prompt_width,
+            use_linear_projection=True,
+        )
+
+
+def build_scheduler(recipe: Recipe) -> DDIMScheduler:
+    """The training noise schedule as a DDIM scheduler (the paper's)."""
+    noise = recipe.model.noise
+    return DDIMScheduler(
+        num_train_timesteps=noise.steps,
+        beta_start=noise.beta_start,
+        beta_end=noise.beta_end,
+        beta_schedule=noise.schedule,
+        prediction_type=noise.prediction,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def make_scheduler(name: str, config: Any) -> SchedulerMixin:
+    """A fresh scheduler of the given name for a trained schedule (any diffusers scheduler's config)."""
+    if name not in SCHEDULERS:
+        raise unknown("scheduler", name, SCHEDULERS)
+    settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    settings.pop("skip_prk_steps", None)  # PNDM's own, in Stable Diffusion 1.x folders
+    if name == "ddim":
+        settings["clip_sample"] = False
+    return SCHEDULERS[name].from_config(settings)
+
+
+def build_components(recipe: Recipe, *, autoencoder: AutoencoderKL | None = None) -> Components:
+    """Everything from scratch, but for an autoencoder that may be given."""
+    vae = autoencoder if autoencoder is not None else build_autoencoder(recipe.autoencoder)
+    text_encoder, tokenizer = build_text_encoder(recipe)
+    unet = build_unet(recipe, vae.config.latent_channels, text_encoder.config.hidden_size)
+    return Components(vae, text_encoder, tokenizer, unet, build_scheduler(recipe))
+
+
+def load_autoencoder(source: str | Path) -> AutoencoderKL:
+    """An `AutoencoderKL` from its own folder, from a model's folder (its `vae` part) or from a hub id."""
+    path = Path(source)
+    subfolder = "vae" if (path / "vae").is_dir() or not path.exists() else None
+    return load_part(AutoencoderKL.from_pretrained, "an autoencoder", source, subfolder=subfolder, use_safetensors=True)
+
+
+def load_pretrained(source: str | Path) -> Components:
+    """Components of any Stable Diffusion 1.x/2.x (or PathUp) folder or hub id in diffusers format.
+
+    Raises
+    ------
+    PathUpError
+        The folder is missing or incomplete, or its parts do not fit each other.
+    """
+    def part(loader: Callable[..., Any], name: str, **settings: Any) -> Any:
+        return load_part(loader, f"'{name}' of a Stable Diffusion model", source, subfolder=name, **settings)
+
+    vae = part(AutoencoderKL.from_pretrained, "vae", use_safetensors=True)
+    text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", use_safetensors=True)
+    tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
+    unet = part(UNet2DConditionModel.from_pretrained, "unet", use_safetensors=True)
+    scheduler = part(DDIMScheduler.from_pretrained, "scheduler")
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise PathUpError(
+            f"{source}: the U-Net takes {unet.config.in_channels} channels and the autoencoder makes "
+            f"{vae.config.latent_channels}; a text-to-image model (not an inpainting or depth one) is needed"
+        )
+    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+        raise PathUpError(
+            f"{source}: the U-Net attends to prompts {unet.config.cross_attention_dim} wide and the text encoder makes "
+            f"{text_encoder.config.hidden_size}; Stable Diffusion 1.x or 2.x is needed"
+        )
+    return Components(vae, text_encoder, tokenizer, unet, make_scheduler("ddim", scheduler.config))
+
+
+def load_part(loader: Callable[..., Any], what: str, source: str | Path, **settings: Any) -> Any:
+    """Call a `from_pretrained` and turn what goes wrong into one sentence."""
+    settings = {key: value for key, value in settings.items() if value is not None}
+    path = Path(source)
+    if path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
+        if not path.is_dir():
+            raise PathUpError(f"{source} is not a folder; {what} in diffusers format (or a hub id such as org/name) was needed")
+    try:
+        return loader(str(source), **settings)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise PathUpError(f"{source} does not load as {what} in diffusers format: {first}") from error
+    except Exception as error:  # safetensors and the hub client raise types of their own
+        raise PathUpError(f"{source} does not load as {what}: {type(error).__name__}: {error}") from error
+
+
+class _seeded:
+    """Build modules under a seed of their own and leave torch's running generator as it was."""
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self._seed = seed_of(seed, "weights", purpose)
+
+    def __enter__(self) -> None:
+        self._fork = torch.random.fork_rng(devices=[])
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *details: Any) -> None:
+        self._fork.__exit__(*details)

@@ -1,0 +1,289 @@
+"""`PathUpPipeline`: a trained model as a diffusers pipeline that is asked by class and level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pathup import draws
+from pathup.errors import PathUpError, unknown
+from pathup.model.components import Components, build_components, load_part, make_scheduler
+from pathup.recipes import Recipe, SamplingRecipe
+
+StepCallback = Callable[["PathUpPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+
+
+class PathUpPipeline(DiffusionPipeline):
+    """Latent diffusion conditioned on lesion class and spatial level.
+
+    Calling it draws single tiles. Large images are grown by `pathup.sampling`.
+
+    Parameters
+    ----------
+    vae, text_encoder, tokenizer, unet, scheduler
+        The components, as in a Stable Diffusion pipeline.
+    classes
+        The taxonomy: ``{"label", "name"}`` each.
+    levels
+        The spatial levels: ``{"name", "word", "mpp", "field_px"}`` each; ``mpp`` is that of the level's tiles.
+    prompt_template
+        With ``{name}`` and ``{word}``; a template without them is one prompt for all.
+    tile_px
+        Side of a training tile and of a single-tile sample, in pixels.
+    sampling
+        Default sampling values, `pathup.recipes.SamplingRecipe` as a dict.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        classes: list[dict[str, str]] | None = None,
+        levels: list[dict[str, Any]] | None = None,
+        prompt_template: str = "{name}, {word}",
+        tile_px: int = 512,
+        sampling: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        self.register_to_config(
+            classes=classes or [],
+            levels=levels or [],
+            prompt_template=prompt_template,
+            tile_px=tile_px,
+            sampling=sampling or {},
+        )
+
+    # -- what the model knows -------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> list[str]:
+        """Class labels, in the taxonomy's order."""
+        return [spec["label"] for spec in self.config.classes]
+
+    @property
+    def level_names(self) -> list[str]:
+        """Names of the spatial levels."""
+        return [level["name"] for level in self.config.levels]
+
+    @property
+    def factor(self) -> int:
+        """Image pixels a latent position, in each direction."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def sampling(self) -> SamplingRecipe:
+        """The model's default sampling values."""
+        return SamplingRecipe.model_validate(self.config.sampling)
+
+    def level(self, name: str) -> dict[str, Any]:
+        """One level's values.
+
+        Raises
+        ------
+        PathUpError
+            The model has no such level.
+        """
+        for level in self.config.levels:
+            if level["name"] == name:
+                return dict(level)
+        raise unknown("level", name, self.level_names)
+
+    def prompt(self, label: str, level: str) -> str:
+        """The text that stands for a class and a level; an unknown one is a PathUpError naming the nearest."""
+        names = {spec["label"]: spec["name"] for spec in self.config.classes}
+        if label not in names:
+            raise unknown("label", label, names)
+        return str(self.config.prompt_template).format(name=names[label], word=self.level(level)["word"])
+
+    # -- parts of sampling ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings of prompts, (B, L, D) on the pipeline's device; the empty text is the unconditional prompt."""
+        ids = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.text_encoder(ids.to(self.text_encoder.device))[0]
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, H/f, W/f) of RGB pixels in [-1, 1]: the posterior's mean, scaled as the U-Net wants them."""
+        pixels = pixels_BCHW.to(self.vae.device, self.vae.dtype)
+        return self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """RGB pixels in [-1, 1] (not clipped), (B, 3, H*f, W*f), of scaled latents."""
+        latents = latents_BCHW.to(self.vae.device, self.vae.dtype)
+        return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+
+    def make_scheduler(self, name: str | None = None) -> SchedulerMixin:
+        """A fresh scheduler (``ddim``, ``dpmpp_2m``, ``unipc``, ``euler``) for the trained noise schedule."""
+        return make_scheduler(name or self.sampling.scheduler, self.scheduler.config)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        latents_BCHW: torch.Tensor,
+        timestep: torch.Tensor | int,
+        prompted_BLD: torch.Tensor,
+        empty_BLD: torch.Tensor,
+        guidance: float,
+    ) -> torch.Tensor:
+        """The U-Net's prediction with classifier-free guidance, (B, C, H, W).
+
+        ``empty + guidance * (prompted - empty)`` (Ho and Salimans 2022); one pass when `guidance` is 1, else
+        one pass over a doubled batch. Inputs are already scaled by ``scheduler.scale_model_input``.
+        """
+        if guidance == 1:
+            return self.unet(latents_BCHW, timestep, prompted_BLD, return_dict=False)[0]
+        doubled = torch.cat([latents_BCHW, latents_BCHW])
+        prompts = torch.cat([empty_BLD, prompted_BLD])
+        empty, prompted = self.unet(doubled, timestep, prompts, return_dict=False)[0].chunk(2)
+        return empty + guidance * (prompted - empty)
+
+    # -- single tiles ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        label: str | Sequence[str],
+        level: str = "patch",
+        num_images: int = 1,
+        *,
+        seed: int | None = None,
+        first_index: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        scheduler: str | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Draw single tiles of `tile_px` pixels.
+
+        Parameters
+        ----------
+        label
+            A class label, or several: `num_images` of each, in order.
+        level
+            The spatial level.
+        seed, first_index
+            Image i of a label is a function of (seed, label, level, first_index + i) alone. Without a seed one
+            is drawn from `generator` or, without that, from torch's running generator.
+        num_inference_steps, guidance_scale, scheduler
+            Unset: the model's own `sampling` values.
+        output_type
+            ``'pil'``; ``'np'`` (N, H, W, 3) in [0, 1]; ``'pt'`` (N, 3, H, W) in [0, 1]; ``'latent'``.
+        callback_on_step_end
+            ``f(pipeline, step, timestep, {"latents": ...})``; may return a dict with other latents.
+
+        Raises
+        ------
+        PathUpError
+            Unknown label, level or scheduler.
+        """
+        labels = [label] if isinstance(label, str) else list(label)
+        defaults = self.sampling
+        guidance = defaults.guidance if guidance_scale is None else guidance_scale
+        if seed is None:
+            seed = int(torch.randint(2**62, (1,), generator=generator))
+        prompted = self.encode_prompts([self.prompt(name, level) for name in labels]).repeat_interleave(num_images, 0)
+        empty = self.encode_prompts([""]).expand_as(prompted)
+        side = int(self.config.tile_px) // self.factor
+        shape = (self.latent_channels, side, side)
+        noise = [draws.normal(shape, seed, name, level, first_index + i) for name in labels for i in range(num_images)]
+        steps = make_scheduler(scheduler or defaults.scheduler, self.scheduler.config)
+        steps.set_timesteps(num_inference_steps or defaults.steps)
+        latents = torch.stack(noise).to(self.unet.device, self.unet.dtype) * steps.init_noise_sigma
+        for index, timestep in enumerate(self.progress_bar(steps.timesteps)):
+            scaled = steps.scale_model_input(latents, timestep)
+            prediction = self.predict(scaled, timestep, prompted, empty, guidance)
+            latents = steps.step(prediction, timestep, latents, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                changed = callback_on_step_end(self, index, timestep, {"latents": latents})
+                latents = (changed or {}).get("latents", latents)
+        if output_type == "latent":
+            return latents
+        pixels = (self.decode_latents(latents).float() / 2 + 0.5).clamp(0, 1).cpu()
+        if output_type == "pt":
+            return pixels
+        arrays = pixels.permute(0, 2, 3, 1).numpy()
+        if output_type == "np":
+            return arrays
+        if output_type == "pil":
+            return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
+        raise unknown("output_type", output_type, ["pil", "np", "pt", "latent"])
+
+
+def assemble(components: Components, recipe: Recipe) -> PathUpPipeline:
+    """A pipeline from components and the recipe's taxonomy, levels, prompt and sampling values."""
+    template = recipe.model.prompt if recipe.diffusion.patho_align else recipe.model.neutral_prompt
+    pipeline = PathUpPipeline(
+        vae=components.vae,
+        text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
+        unet=components.unet,
+        scheduler=components.scheduler,
+        classes=[spec.model_dump() for spec in recipe.classes],
+        levels=[
+            {"name": level.name, "word": level.word, "mpp": recipe.tiles.level_mpp(level), "field_px": level.field_px}
+            for level in recipe.tiles.levels
+        ],
+        prompt_template=template,
+        tile_px=recipe.tiles.tile_px,
+        sampling=recipe.sampling.model_dump(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_pipeline(recipe: Recipe) -> PathUpPipeline:
+    """A pipeline with random weights (drawn from the recipe's seeds)."""
+    return assemble(build_components(recipe), recipe)
+
+
+def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> PathUpPipeline:
+    """Load a trained PathUp model, ready to sample.
+
+    Raises
+    ------
+    PathUpError
+        The folder is missing, is no diffusers model, or was not made by PathUp (so it names no classes).
+    """
+    path = Path(folder)
+    if not (path / "model_index.json").is_file():
+        raise PathUpError(f"{folder} holds no model: a folder with model_index.json, as 'pathup train diffusion' writes, was needed")
+    pipeline = load_part(PathUpPipeline.from_pretrained, "a PathUp model", path, use_safetensors=True)
+    if not pipeline.config.classes or not pipeline.config.levels:
+        raise PathUpError(
+            f"{folder} is a diffusers model that names no classes and levels; train it with 'pathup train diffusion --pretrained {folder}'"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.eval().requires_grad_(False)
+    return pipeline.to(device)

@@ -1,0 +1,129 @@
+"""Recipes: read, checked strictly, written back resolved."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pathup import storage
+from pathup.errors import PathUpError, nearest
+from pathup.recipes.schema import (
+    AutoencoderRecipe,
+    ClassSpec,
+    DiffusionRecipe,
+    FeatureEntropyRecipe,
+    LevelSpec,
+    ModelRecipe,
+    Recipe,
+    SamplingRecipe,
+    TilesRecipe,
+)
+
+__all__ = [
+    "AutoencoderRecipe",
+    "ClassSpec",
+    "DiffusionRecipe",
+    "FeatureEntropyRecipe",
+    "LevelSpec",
+    "ModelRecipe",
+    "Recipe",
+    "SamplingRecipe",
+    "TilesRecipe",
+    "load_recipe",
+    "recipe_from_dict",
+    "recipe_text",
+    "save_recipe",
+    "shipped_recipes",
+]
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files(__name__).iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Load a shipped recipe by name or a YAML file by path.
+
+    Raises
+    ------
+    PathUpError
+        No such recipe, broken YAML, an unknown key (the nearest known key is named) or a wrong type or value.
+    """
+    text = str(name_or_path)
+    if text in shipped_recipes():
+        source = f"recipe '{text}'"
+        content = (resources.files(__name__) / f"{text}.yaml").read_text(encoding="utf-8")
+    else:
+        path = Path(text)
+        if not path.is_file():
+            raise PathUpError(
+                f"no recipe '{text}': it is neither a file nor a shipped recipe ({', '.join(shipped_recipes())})"
+                f"{nearest(text, shipped_recipes())}"
+            )
+        source = f"recipe {path}"
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PathUpError(f"{source} is not readable text ({error})") from error
+    try:
+        values = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise PathUpError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    return recipe_from_dict(values, source=source)
+
+
+def recipe_from_dict(values: Any, *, source: str = "recipe") -> Recipe:
+    """Check plain values against the schema; see `load_recipe` for the errors."""
+    if not isinstance(values, dict):
+        raise PathUpError(f"{source} holds {type(values).__name__}, but a mapping of keys was needed")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise PathUpError(f"{source}: {_sentence(error)}") from None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe atomically."""
+    storage.write_text(path, recipe_text(recipe))
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt key is named first
+    for item in found[:3]:
+        place = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            key, known = str(item["loc"][-1]), _known_keys(item["loc"][:-1])
+            parts.append(f"unknown key '{place}'{nearest(key, known)} (known here: {', '.join(known)})")
+        elif item["type"] == "missing":
+            parts.append(f"key '{place}' is missing")
+        elif item["type"] == "value_error":
+            parts.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            parts.append(f"'{place}' is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    more = len(error.errors()) - len(parts)
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in place:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

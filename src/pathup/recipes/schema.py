@@ -1,0 +1,252 @@
+"""The typed recipe: every number of an experiment, with its unit and where its default comes from.
+
+Lengths end in their unit: ``_px`` are image pixels, ``_latent`` are positions of the latent (image pixels
+divided by the autoencoder's factor), ``mpp`` is micrometres per pixel.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and strict about unknown keys and types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ClassSpec(Section):
+    """One lesion or tissue class of the taxonomy."""
+
+    label: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$", description="short name in files and on the command line")
+    name: str = Field(min_length=1, description="the name that the prompt uses")
+
+
+class LevelSpec(Section):
+    """One spatial level: a square field of tissue, shrunk to the tile size."""
+
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9_]+$", description="'overview' or 'patch'")
+    word: str = Field(min_length=1, description="the word that the prompt uses")
+    field_px: Positive = Field(description="side of the field, in pixels at `tiles.mpp`")
+    overlap_px: int = Field(0, ge=0, description="overlap of neighbouring fields, in pixels at `tiles.mpp`")
+    max_per_class: Positive | None = Field(None, description="at most this many tiles a class and split")
+
+
+class TilesRecipe(Section):
+    """How regions and slides are cut."""
+
+    tile_px: Positive = Field(description="side of a tile (and of the model's window), in pixels")
+    mpp: float = Field(gt=0, description="physical scale at which a field is measured, micrometres per pixel")
+    levels: list[LevelSpec] = Field(min_length=1)
+    assume_mpp: float | None = Field(
+        None, gt=0, description="mpp of region images that record none; whole slides that record none need `--mpp`"
+    )
+    min_tissue: Fraction = Field(0.25, description="least stained fraction of a tile; less is background")
+    min_inside: Fraction = Field(0.5, description="least fraction of a tile inside its annotation")
+    split_by: Literal["patient", "slide", "region"] = "slide"
+    splits: dict[Literal["train", "val", "test"], Fraction] = Field(
+        default={"train": 0.8, "val": 0.1, "test": 0.1},
+        description="shares of a source that has no splits of its own",
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> TilesRecipe:
+        for level in self.levels:
+            if level.field_px % self.tile_px:
+                raise ValueError(
+                    f"level '{level.name}': field_px {level.field_px} is no multiple of tile_px {self.tile_px}"
+                )
+            if level.overlap_px >= level.field_px:
+                raise ValueError(f"level '{level.name}': overlap_px must be less than field_px {level.field_px}")
+        names = [level.name for level in self.levels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"levels: names repeat ({', '.join(names)})")
+        if abs(sum(self.splits.values()) - 1) > 1e-6:
+            raise ValueError(f"splits: shares sum to {sum(self.splits.values()):g}, but must sum to 1")
+        return self
+
+    def level_mpp(self, level: LevelSpec) -> float:
+        """Micrometres per pixel of this level's tiles."""
+        return self.mpp * level.field_px / self.tile_px
+
+
+class AutoencoderRecipe(Section):
+    """`AutoencoderKL` and its training, for those without a pretrained one."""
+
+    latent_channels: Positive = 4
+    block_channels: list[Positive] = Field(min_length=1, description="channels from full resolution down; each block after the first halves it")
+    layers_per_block: Positive = 1
+    norm_groups: Positive = 8
+    mid_attention: bool = False
+    steps: Positive = 1
+    batch_size: Positive = 16
+    crop_px: Positive = 128
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    kl_weight: float = Field(1e-3, ge=0, description="weight of the mean KL a latent dimension, beside the mean absolute error a value in [-1, 1]")
+    gradient_weight: float = Field(1.0, ge=0, description="weight of the error of image gradients (at three scales)")
+    adversarial_weight: float = Field(0.1, ge=0)
+    feature_matching_weight: float = Field(1.0, ge=0)
+    adversarial_start: int = Field(0, ge=0, description="step at which the discriminator joins")
+    freeze_encoder_at: int | None = Field(None, ge=0, description="step from which only the decoder is trained, so that latents stay what they are")
+    discriminator_channels: Positive = 48
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Precision = "fp32"
+    checkpoint_every: Positive = 500
+    sample_every: Positive = 500
+    log_every: Positive = 20
+    seed: int = 0
+
+    @property
+    def factor(self) -> int:
+        """Image pixels a latent position, in each direction."""
+        return int(2 ** (len(self.block_channels) - 1))
+
+
+class TextEncoderRecipe(Section):
+    """The text encoder made when training from scratch: a small frozen CLIP text model over the taxonomy's words."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 1
+    heads: Positive = 4
+    max_tokens: Positive = 16
+
+
+class UNetRecipe(Section):
+    """`UNet2DConditionModel` made when training from scratch."""
+
+    block_channels: list[Positive] = Field(min_length=1)
+    attention: list[bool] = Field(description="whether each block attends to the prompt")
+    layers_per_block: Positive = 1
+    head_channels: Positive = 32
+    norm_groups: Positive = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> UNetRecipe:
+        if len(self.attention) != len(self.block_channels):
+            raise ValueError(f"attention has {len(self.attention)} entries for {len(self.block_channels)} block_channels")
+        return self
+
+
+class NoiseRecipe(Section):
+    """The training noise schedule, as diffusers' schedulers name it."""
+
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: Positive = 1000
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+
+
+class ModelRecipe(Section):
+    """What is built when training from scratch, and the words of the prompt."""
+
+    prompt: str = Field("histopathology of {name}, {word}", description="template; {name} is the class's, {word} the level's")
+    neutral_prompt: str = Field("histopathology", description="the one prompt of a run without patho-align")
+    text_encoder: TextEncoderRecipe = TextEncoderRecipe()
+    unet: UNetRecipe
+    noise: NoiseRecipe = NoiseRecipe()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelRecipe:
+        for word in ("{name}", "{word}"):
+            if word not in self.prompt:
+                raise ValueError(f"prompt '{self.prompt}' lacks {word}: class and level must both be in it")
+        return self
+
+
+class FeatureEntropyRecipe(Section):
+    """Eq. 3 and 4 of the paper."""
+
+    enabled: bool = True
+    beta: float = Field(0.1, ge=0, description="weight of the loss")
+    temperature: float = Field(0.07, gt=0)
+    momentum: float = Field(0.99, ge=0, le=1, description="a of the memory's moving average")
+    source: Literal["prompted", "unprompted"] = Field(
+        "prompted", description="whether z has attended to the prompt (the paper's) or to the empty one"
+    )
+
+
+class DiffusionRecipe(Section):
+    """Patho-align training."""
+
+    patho_align: bool = Field(True, description="prompts carry class and level; off: one neutral prompt for all tiles")
+    feature_entropy: FeatureEntropyRecipe = FeatureEntropyRecipe()
+    steps: Positive
+    batch_size: Positive
+    gradient_accumulation: Positive = 1
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay_steps: int = Field(0, ge=0, description="the last steps over which the learning rate falls linearly to 0")
+    clip_norm: float = Field(1.0, gt=0)
+    prompt_dropout: Fraction = Field(0.1, description="share of samples trained on the empty prompt, for guidance")
+    min_snr_gamma: float | None = Field(None, gt=0, description="Hang et al. 2023; unset: every step weighs the same")
+    orientations: int = Field(1, ge=1, le=8, description="how many of the 8 flips and quarter turns of a tile are encoded and cached")
+    balance_levels: bool = Field(False, description="draw levels and classes equally often instead of tiles")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Precision = "fp32"
+    encode_batch: Positive = 16
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+    sample_every: Positive = 1000
+    log_every: Positive = 20
+    seed: int = 0
+
+
+class SamplingRecipe(Section):
+    """How images are drawn; saved with the model as its defaults."""
+
+    scheduler: Literal["ddim", "dpmpp_2m", "unipc", "euler"] = "ddim"
+    steps: Positive = 50
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is none")
+    strength: float = Field(0.6, gt=0, le=1, description="share of the noise that the enlarged overview gets before the canvas is denoised")
+    window_latent: Positive = Field(description="side of a window")
+    overlap_latent: int = Field(ge=0, description="overlap of neighbouring windows")
+    window_batch: Positive = 16
+    weighted: bool = Field(True, description="eq. 6's weights; off: hard tiles, table 4's 'w/o w'")
+    size_px: Positive = Field(2048, description="side of a large image")
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplingRecipe:
+        if self.overlap_latent >= self.window_latent:
+            raise ValueError(f"overlap_latent {self.overlap_latent} must be less than window_latent {self.window_latent}")
+        return self
+
+
+class Recipe(Section):
+    """Every number of an experiment."""
+
+    name: str = Field(min_length=1)
+    classes: list[ClassSpec] = Field(min_length=1)
+    tiles: TilesRecipe
+    model: ModelRecipe
+    autoencoder: AutoencoderRecipe
+    diffusion: DiffusionRecipe
+    sampling: SamplingRecipe
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        labels = [spec.label for spec in self.classes]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"classes: labels repeat ({', '.join(labels)})")
+        if len({spec.name for spec in self.classes}) != len(labels):
+            raise ValueError("classes: names repeat, so their prompts could not be told apart")
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        """The class labels in the taxonomy's order."""
+        return [spec.label for spec in self.classes]
+
+    @property
+    def level_names(self) -> list[str]:
+        """The names of the spatial levels."""
+        return [level.name for level in self.tiles.levels]

@@ -1,0 +1,1 @@
+"""Pixels in and out: read slides and region images by physical scale, write large images."""

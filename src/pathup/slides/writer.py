@@ -1,0 +1,347 @@
+"""Large images out: a streaming pyramidal OME-TIFF, and plain PNG.
+
+Pixels arrive as an iterator of row bands, so that an image never has to be in memory as a whole.
+
+The TIFF's layout serves three families of readers at once. Level 0 is the first image of the file; its
+``SubIFDs`` tag lists the smaller levels, as OME-TIFF wants them (tifffile, Bio-Formats). The same smaller
+levels are also chained behind level 0 as top-level images marked "reduced resolution", which is where
+OpenSlide's generic TIFF reader looks. The pixels are stored once. The scale stands in the OME-XML
+(``PhysicalSizeX``, micrometres) and in the resolution tags (pixels a centimetre), of every level.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import Image, PngImagePlugin
+
+from pathup import __version__, storage
+from pathup.errors import PathUpError
+
+__all__ = ["OME_TIFF_ENDINGS", "PNG_LIMIT_PX", "TIFF_TILE_PX", "level_shapes", "write_ome_tiff", "write_png"]
+
+Compression = Literal["jpeg", "deflate"]
+
+TIFF_TILE_PX = 256
+"""Side of a TIFF tile: what OpenSlide, QuPath and web viewers are tuned for."""
+
+PNG_LIMIT_PX = 100_000_000
+"""Most pixels of a PNG: it is held in memory as a whole, here and by most that read it."""
+
+BIGTIFF_BYTES = 3_500_000_000
+"""Uncompressed size from which offsets of 64 bits are used; a classic TIFF ends at 4 GiB."""
+
+OME_TIFF_ENDINGS = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
+PROVENANCE_NAMESPACE = "pathup/provenance"
+
+
+def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
+    """Shapes (rows, columns) of the pyramid's levels: halved, rounded down, until one TIFF tile holds all."""
+    shapes = [(height, width)]
+    while max(shapes[-1]) > TIFF_TILE_PX:
+        shapes.append((max(1, shapes[-1][0] // 2), max(1, shapes[-1][1] // 2)))
+    return shapes
+
+
+def write_ome_tiff(
+    target: Path,
+    bands: Iterable[np.ndarray],
+    *,
+    shape: tuple[int, int],
+    mpp: float,
+    provenance: dict[str, Any] | None = None,
+    compression: Compression = "jpeg",
+    quality: int = 90,
+    overwrite: bool = False,
+) -> None:
+    """Write a pyramidal, tiled OME-TIFF from row bands.
+
+    Memory stays below about four bands plus two rows of TIFF tiles, whatever the height: level 0 goes
+    straight to the file, and the compressed tiles of the smaller levels wait in unnamed temporary files
+    beside it (a third of its size at most).
+
+    Parameters
+    ----------
+    target
+        The file; it appears only when complete.
+    bands
+        Arrays (rows, width, 3), uint8 RGB, from the top down; any number of rows each.
+    shape
+        Height and width of the whole image in pixels.
+    mpp
+        Micrometres per pixel.
+    provenance
+        JSON values stored in the OME-XML (a comment annotation, namespace ``pathup/provenance``).
+    compression, quality
+        ``jpeg`` (YCbCr without subsampling of colour, `quality` 1 to 100) or ``deflate`` (lossless).
+    overwrite
+        Whether an existing `target` may be replaced.
+
+    Raises
+    ------
+    PathUpError
+        `target` exists, the disk is full, or the target cannot be written.
+    ValueError
+        The bands do not add up to `shape`, or are not uint8 RGB.
+    """
+    check_target(target, overwrite=overwrite)
+    height, width = shape
+    shapes = level_shapes(height, width)
+    encode = _Encoder(compression, quality)
+    with storage.atomic_path(target) as temporary, _Spools(target.parent, len(shapes) - 1) as spools:
+        level: _Level | None = None
+        for level_shape, spool in zip(shapes[:0:-1], spools.spools[::-1], strict=True):
+            level = _Level(level_shape, encode, spool.add, below=level)
+        out: list[bytes] = []
+        top = _Level(shapes[0], encode, out.append, below=level)
+        with tifffile.TiffWriter(temporary, bigtiff=height * width * 4 > BIGTIFF_BYTES, ome=True) as writer:
+            common = {
+                "dtype": "uint8",
+                "tile": (TIFF_TILE_PX, TIFF_TILE_PX),
+                "resolutionunit": "CENTIMETER",
+                **encode.tags,
+            }
+            tiles = _drained(bands, top, out)
+            writer.write(
+                tiles,
+                shape=(height, width, 3),
+                subifds=len(shapes) - 1,
+                resolution=(1e4 / mpp, 1e4 / mpp),
+                metadata=_ome_metadata(target, mpp, provenance),
+                software=f"pathup {__version__}",
+                **common,
+            )
+            for _ in tiles:  # tifffile stops at the last tile it needs; a band too many is found here
+                pass
+            for (rows, columns), spool in zip(shapes[1:], spools.spools, strict=True):
+                scale = (1e4 / (mpp * width / columns), 1e4 / (mpp * height / rows))
+                writer.write(
+                    spool.read(), shape=(rows, columns, 3), subfiletype=1, resolution=scale, metadata=None, **common
+                )
+        _chain_levels(temporary)
+
+
+def write_png(
+    target: Path,
+    bands: Iterable[np.ndarray],
+    *,
+    shape: tuple[int, int],
+    mpp: float,
+    provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a PNG with its scale (``pHYs``, pixels a metre) and provenance (text chunk ``pathup``, JSON).
+
+    Parameters as in `write_ome_tiff`; at most `PNG_LIMIT_PX` pixels.
+
+    Raises
+    ------
+    PathUpError
+        `target` exists, the image is too large for a PNG, the disk is full.
+    ValueError
+        The bands do not add up to `shape`, or are not uint8 RGB.
+    """
+    check_target(target, overwrite=overwrite)
+    height, width = shape
+    check_png_size(height, width)
+    image = np.empty((height, width, 3), np.uint8)
+    done = 0
+    for band in _checked(bands, shape):
+        image[done : done + len(band)] = band
+        done += len(band)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", f"pathup {__version__}")
+    if provenance is not None:
+        text.add_text("pathup", json.dumps(provenance))
+    per_inch = 25_400 / mpp
+    with storage.atomic_path(target) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text, dpi=(per_inch, per_inch))
+
+
+def check_png_size(height: int, width: int) -> None:
+    """Raise a PathUpError when an image of this many pixels should not be a PNG."""
+    if height * width > PNG_LIMIT_PX:
+        raise PathUpError(
+            f"{width} x {height} px is too large for a PNG (at most {PNG_LIMIT_PX // 1_000_000} megapixels); "
+            "name an output that ends in .ome.tiff"
+        )
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise a PathUpError when `target` exists and must not be replaced, or is a folder."""
+    if target.is_dir():
+        raise PathUpError(f"{target} is a folder, but a file is to be written there; name another output")
+    if target.exists() and not overwrite:
+        raise PathUpError(f"{target} exists already; add --overwrite to replace it, or name another output")
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One TIFF tile to bytes, and the tags that say how."""
+
+    compression: Compression
+    quality: int
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        if self.compression == "jpeg":
+            return {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (1, 1)}
+        return {"compression": "adobe_deflate", "photometric": "rgb"}
+
+    def __call__(self, tile: np.ndarray) -> bytes:
+        if self.compression == "jpeg":
+            encoded = imagecodecs.jpeg8_encode(
+                tile, level=self.quality, colorspace="rgb", outcolorspace="ycbcr", subsampling="444"
+            )
+        else:
+            encoded = imagecodecs.zlib_encode(tile.tobytes(), level=6)
+        return bytes(encoded)
+
+
+@dataclass
+class _Level:
+    """Gathers rows of one level into rows of TIFF tiles, and passes each on, halved, to the level below it.
+
+    Invariant: fewer than TIFF_TILE_PX rows wait between calls of `add`.
+    """
+
+    shape: tuple[int, int]
+    encode: _Encoder
+    sink: Any  # called with each encoded tile, in the file's order
+    below: _Level | None = None
+    waiting: np.ndarray | None = None
+    rows_done: int = field(default=0)
+
+    def add(self, rows: np.ndarray) -> None:
+        height, width = self.shape
+        waiting = 0 if self.waiting is None else len(self.waiting)
+        rows = rows[: height - self.rows_done - waiting, :width]  # the last row or column of an odd side has no pair
+        for start in range(0, len(rows), TIFF_TILE_PX):  # piecewise, so that a tall band is not copied as a whole
+            piece = rows[start : start + TIFF_TILE_PX]
+            self.waiting = piece if self.waiting is None else np.concatenate([self.waiting, piece])
+            while self.waiting is not None and (
+                len(self.waiting) >= TIFF_TILE_PX or self.rows_done + len(self.waiting) >= height
+            ):
+                self._emit(self.waiting[: min(TIFF_TILE_PX, height - self.rows_done)])
+
+    def _emit(self, rows: np.ndarray) -> None:
+        height, width = self.shape
+        side = TIFF_TILE_PX
+        for left in range(0, width, side):
+            tile = rows[:, left : left + side]
+            missing = (side - tile.shape[0], side - tile.shape[1])
+            if any(missing):  # repeat the rim: black padding would ring into the picture under JPEG
+                tile = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+            self.sink(self.encode(np.ascontiguousarray(tile)))
+        self.rows_done += len(rows)
+        rest = self.waiting[len(rows) :] if self.waiting is not None else rows[:0]
+        self.waiting = rest.copy() if len(rest) and self.rows_done < height else None
+        if self.below is not None:
+            self.below.add(_halved(rows))
+
+
+def _halved(rows: np.ndarray) -> np.ndarray:
+    """Mean of 2 x 2 pixels, rounded to nearest; a last odd row or column is left out, unless it is the only one."""
+    if rows.shape[0] == 1:
+        rows = np.repeat(rows, 2, axis=0)
+    if rows.shape[1] == 1:
+        rows = np.repeat(rows, 2, axis=1)
+    height, width = rows.shape[0] // 2 * 2, rows.shape[1] // 2 * 2
+    wide = rows[:height, :width].astype(np.uint16)
+    total = wide[0::2, 0::2] + wide[1::2, 0::2] + wide[0::2, 1::2] + wide[1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+@dataclass
+class _Spool:
+    """Encoded tiles of one level, on the disk until their turn."""
+
+    file: IO[bytes]
+    sizes: list[int] = field(default_factory=list)
+
+    def add(self, tile: bytes) -> None:
+        self.file.write(tile)
+        self.sizes.append(len(tile))
+
+    def read(self) -> Iterator[bytes]:
+        self.file.seek(0)
+        for size in self.sizes:
+            yield self.file.read(size)
+
+
+class _Spools:
+    """Unnamed temporary files beside the target; nothing is left of them, even after a kill."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.spools = [_Spool(tempfile.TemporaryFile(dir=folder)) for _ in range(count)]  # noqa: SIM115
+
+    def __enter__(self) -> _Spools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for spool in self.spools:
+            spool.file.close()
+
+
+def _checked(bands: Iterable[np.ndarray], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    height, width = shape
+    done = 0
+    for band in bands:
+        if band.dtype != np.uint8 or band.ndim != 3 or band.shape[1:] != (width, 3) or done + len(band) > height:
+            raise ValueError(
+                f"a band of {band.dtype} {band.shape} after {done} rows does not fit an RGB image of {shape}"
+            )
+        done += len(band)
+        yield band
+    if done != height:
+        raise ValueError(f"the bands hold {done} rows, but the image has {height}")
+
+
+def _drained(bands: Iterable[np.ndarray], top: _Level, out: list[bytes]) -> Iterator[bytes]:
+    for band in _checked(bands, top.shape):
+        top.add(band)
+        yield from out
+        out.clear()
+
+
+def _ome_metadata(target: Path, mpp: float, provenance: dict[str, Any] | None) -> dict[str, Any]:
+    told = json.dumps([provenance, mpp, target.name])
+    metadata: dict[str, Any] = {
+        "UUID": str(uuid.uuid5(uuid.NAMESPACE_URL, told)),  # not random: the same call writes the same bytes
+        "axes": "YXS",
+        "Name": target.name,
+        "PhysicalSizeX": mpp,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": mpp,
+        "PhysicalSizeYUnit": "µm",
+    }
+    if provenance is not None:
+        metadata["CommentAnnotation"] = [{"Namespace": PROVENANCE_NAMESPACE, "Value": json.dumps(provenance)}]
+    return metadata
+
+
+def _chain_levels(path: Path) -> None:
+    """Link each smaller level behind the one before it, in the chain of top-level images."""
+    with tifffile.TiffFile(path) as reader:
+        first = reader.pages.first
+        offsets = [first.offset, *(first.subifds or ())]
+        big, order = reader.is_bigtiff, reader.byteorder
+    count_format, entry_size, pointer_format = ("Q", 20, "Q") if big else ("H", 12, "I")
+    with path.open("r+b") as handle:
+        for here, following in itertools.pairwise(offsets):
+            handle.seek(here)
+            count_size = struct.calcsize(order + count_format)
+            (entries,) = struct.unpack(order + count_format, handle.read(count_size))
+            handle.seek(here + count_size + entries * entry_size)
+            handle.write(struct.pack(order + pointer_format, following))

@@ -1,0 +1,151 @@
+"""QuPath annotations: GeoJSON in level-0 pixels, the class in ``properties.classification.name``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shapely import MultiPolygon, Polygon, box, make_valid
+from shapely.errors import ShapelyError
+from shapely.geometry import shape
+
+from pathup import storage
+from pathup.errors import PathUpError
+from pathup.recipes import Recipe
+from pathup.tiles.taxonomy import label_of
+
+_NOT_ANNOTATIONS = ("detection", "cell", "tile", "tma_core", "root")
+"""QuPath's other objects, which an export may hold beside annotations; they are passed over."""
+
+_RIM_PX = 1.0
+"""How far (level-0 pixels) an outline may reach over the slide's rim: a drawn outline is not rounded to pixels."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotated area.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the file, from 1.
+    label : str
+        Class label.
+    outline : shapely Polygon or MultiPolygon
+        Level-0 pixels, within the slide, valid.
+    """
+
+    number: int
+    label: str
+    outline: Polygon | MultiPolygon
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in whole level-0 pixels, around the outline."""
+        left, top, right, bottom = self.outline.bounds
+        return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def read_annotations(path: Path, recipe: Recipe, size: tuple[int, int]) -> list[Annotation]:
+    """Read the annotations of a slide.
+
+    A FeatureCollection, a list of features or a single feature; polygons and multipolygons, with holes. A
+    crossed outline is repaired. QuPath's other objects (detections, cells, ...) are passed over.
+
+    Parameters
+    ----------
+    size
+        The slide's width and height in level-0 pixels.
+
+    Raises
+    ------
+    PathUpError
+        Broken JSON or no GeoJSON, no annotation in it, an annotation without a class or with one that the recipe
+        lacks, one that is no area, or one that reaches outside the slide.
+    """
+    content = storage.read_json(path)
+    found = [
+        Annotation(number, _label(feature, number, path, recipe), _outline(feature, number, path, size))
+        for number, feature in enumerate(_features(content, path), start=1)
+        if _kind(feature) not in _NOT_ANNOTATIONS
+    ]
+    if not found:
+        raise PathUpError(f"{path} holds no annotations; draw areas with a class in QuPath and export again")
+    return found
+
+
+def _features(content: Any, path: Path) -> Iterator[dict[str, Any]]:
+    if isinstance(content, dict) and content.get("type") == "FeatureCollection":
+        content = content.get("features")
+    elif isinstance(content, dict) and content.get("type") == "Feature":
+        content = [content]
+    if not isinstance(content, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in content):
+        raise PathUpError(f"{path} is no GeoJSON of features, which a QuPath export is; export the annotations again")
+    yield from content
+
+
+def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+    properties = feature.get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+def _kind(feature: dict[str, Any]) -> str:
+    properties = _properties(feature)
+    kind = properties.get("objectType", properties.get("object_type", "annotation"))
+    return str(kind).lower().removeprefix("pathobject.").replace("pathdetectionobject", "detection")
+
+
+def _label(feature: dict[str, Any], number: int, path: Path, recipe: Recipe) -> str:
+    given = _properties(feature).get("classification")
+    name = given.get("name") if isinstance(given, dict) else given
+    if not isinstance(name, str) or not name.strip():
+        title = _properties(feature).get("name")
+        which = f"annotation {number}" + (f" ('{title}')" if title else "")
+        raise PathUpError(f"{which} in {path} has no class; give it one in QuPath, or remove it")
+    return label_of(recipe, name, where=f"annotation {number} of {path}")
+
+
+def _outline(feature: dict[str, Any], number: int, path: Path, size: tuple[int, int]) -> Polygon | MultiPolygon:
+    which = f"annotation {number} in {path}"
+    geometry = feature.get("geometry")
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if kind not in ("Polygon", "MultiPolygon"):
+        raise PathUpError(
+            f"{which} is a {kind or 'feature without geometry'}, but an area (Polygon or MultiPolygon) was needed"
+        )
+    try:
+        outline = shape(geometry)
+        finite = all(math.isfinite(v) for v in outline.bounds)
+    except (ShapelyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise PathUpError(f"{which} has a broken outline ({error}); draw it again") from None
+    if not finite:
+        raise PathUpError(f"{which} has an outline with no finite extent; draw it again")
+    if not outline.is_valid:
+        outline = _areas(make_valid(outline))
+    if outline.is_empty or not outline.area > 0:
+        raise PathUpError(f"{which} encloses no area; draw it again")
+    left, top, right, bottom = outline.bounds
+    width, height = size
+    if left < -_RIM_PX or top < -_RIM_PX or right > width + _RIM_PX or bottom > height + _RIM_PX:
+        raise PathUpError(
+            f"{which} spans ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), outside the slide of "
+            f"{width} x {height} px; check that it belongs to this slide and is in full-resolution pixels"
+        )
+    inside = _areas(outline.intersection(box(0, 0, width, height)))
+    if inside.is_empty:
+        raise PathUpError(f"{which} encloses no area of the slide; draw it again")
+    return inside
+
+
+def _areas(geometry: Any) -> Polygon | MultiPolygon:
+    """The polygons of a geometry, without the lines and points that repairs leave."""
+    if isinstance(geometry, Polygon | MultiPolygon):
+        return geometry
+    parts: list[Polygon] = []
+    for part in getattr(geometry, "geoms", []):
+        found = _areas(part)
+        parts += found.geoms if isinstance(found, MultiPolygon) else [] if found.is_empty else [found]
+    return MultiPolygon(parts)

@@ -1,0 +1,1 @@
+"""Training: the autoencoder, patho-align, and the checkpoints that both continue from."""

@@ -1,0 +1,294 @@
+"""Training a KL autoencoder for those without a pretrained one.
+
+The data flow: crops of tiles (a function of the seed and the position in training) are encoded to a posterior,
+sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, a patch
+discriminator. At `freeze_encoder_at` the averaged weights take over, latents are normalised to mean 0 and
+deviation 1 a channel, and only the decoder goes on learning: latents made from then on stay valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from torch.nn.functional import l1_loss, mse_loss
+from torch.utils.data import DataLoader, Dataset
+
+from pathup import __version__, draws, storage
+from pathup.model.components import build_autoencoder, load_autoencoder
+from pathup.recipes import AutoencoderRecipe, Recipe, save_recipe
+from pathup.tiles.dataset import TileFolder
+from pathup.training.checkpoints import (
+    newest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from pathup.training.discriminator import (
+    PatchDiscriminator,
+    discriminator_loss,
+    feature_matching_loss,
+    gradient_loss,
+)
+from pathup.training.journal import Journal
+from pathup.training.schedules import TileOrder, ema_decay, learning_rate
+from pathup.training.sheets import image_sheet
+
+STATISTICS_CROPS = 512  # crops from which the latents' mean and deviation a channel are taken
+
+
+class Crops(Dataset[torch.Tensor]):
+    """Training batches by step: crops of tiles, flipped and turned, a function of (seed, step, index) alone."""
+
+    def __init__(self, tiles: TileFolder, recipe: AutoencoderRecipe, batch_size: int) -> None:
+        self._tiles, self._crop, self._seed, self._batch = tiles, recipe.crop_px, recipe.seed, batch_size
+        self._order = TileOrder([(r.label, r.level) for r in tiles.records], seed=recipe.seed, balanced=True)
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        """Pixels (B, 3, crop, crop) in [-1, 1]."""
+        positions = range(step * self._batch, (step + 1) * self._batch)
+        return torch.stack([self._crop_at(position) for position in positions])
+
+    def _crop_at(self, position: int) -> torch.Tensor:
+        pixels = self._tiles.pixels(self._order[position])
+        draw = draws.numpy_generator(self._seed, "crop", position)
+        top, left = (int(draw.integers(side - self._crop + 1)) for side in pixels.shape[-2:])
+        crop = pixels[:, top : top + self._crop, left : left + self._crop]
+        return oriented(crop, int(draw.integers(8))).float() / 127.5 - 1
+
+
+def oriented(pixels_CHW: torch.Tensor, orientation: int) -> torch.Tensor:
+    """One of the 8 flips and quarter turns of a square image; 0 is the image itself."""
+    turned = torch.rot90(pixels_CHW, orientation % 4, dims=(-2, -1))
+    return turned.flip(-1) if orientation >= 4 else turned
+
+
+class AutoencoderTrainer:
+    """One run of `pathup train autoencoder`.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe; `recipe.autoencoder` is what counts.
+    tiles
+        The training tiles.
+    folder
+        The run's folder.
+    start
+        An autoencoder to start from instead of random weights (a folder or hub id).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tiles: TileFolder,
+        folder: Path,
+        *,
+        start: str | None = None,
+        cpu: bool = False,
+        wandb_project: str | None = None,
+    ) -> None:
+        self.recipe, self.spec, self.tiles, self.folder = recipe, recipe.autoencoder, tiles, folder
+        self.accelerator = Accelerator(mixed_precision=_mixed(self.spec.precision), cpu=cpu)
+        device = self.accelerator.device
+        self.vae = (load_autoencoder(start) if start else build_autoencoder(self.spec)).to(device)
+        self.average = {k: v.detach().clone() for k, v in self.vae.state_dict().items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draws.seed_of(self.spec.seed, "weights", "discriminator"))
+            self.discriminator = PatchDiscriminator(self.spec.discriminator_channels).to(device)
+        self.generator_optimizer = torch.optim.AdamW(
+            self.vae.parameters(), lr=self.spec.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.discriminator_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=self.spec.learning_rate, betas=(0.5, 0.99), weight_decay=0.0
+        )
+        self.step = 0
+        self._wandb = wandb_project
+        self.crops = Crops(tiles, self.spec, self.spec.batch_size)
+
+    # -- the run --------------------------------------------------------------------------------------------
+
+    def run(self, *, workers: int = 0) -> Path:
+        """Train to the recipe's last step, from the newest checkpoint where there is one.
+
+        Returns
+        -------
+        Path
+            The autoencoder's folder (averaged weights), which plain diffusers loads.
+        """
+        save_recipe(self.recipe, self.folder / "recipe.yaml")
+        self._resume()
+        with Journal(
+            self.folder, steps=self.spec.steps, first_step=self.step, title="autoencoder", wandb_project=self._wandb
+        ) as journal:
+            for pixels in self._batches(workers):
+                if self.step == self.spec.freeze_encoder_at:
+                    self._freeze_encoder()
+                values = self._train_step(pixels.to(self.accelerator.device))
+                self.step += 1
+                journal.advance()
+                last = self.step == self.spec.steps
+                if self.step % self.spec.log_every == 0 or last:
+                    journal.record(self.step, {name: float(value) for name, value in values.items()})
+                if self.step % self.spec.checkpoint_every == 0 or last:
+                    self._save()
+                if self.step % self.spec.sample_every == 0 or last:
+                    self._sample(journal)
+                    self.export()
+        return self.export()
+
+    def _batches(self, workers: int) -> Iterator[torch.Tensor]:
+        loader = DataLoader(
+            self.crops, batch_size=None, sampler=range(self.step, self.spec.steps), num_workers=workers
+        )
+        yield from loader
+
+    def _train_step(self, real: torch.Tensor) -> dict[str, torch.Tensor]:
+        spec, step = self.spec, self.step
+        frozen = spec.freeze_encoder_at is not None and step >= spec.freeze_encoder_at
+        adversarial = step >= spec.adversarial_start and spec.adversarial_weight > 0
+        rate = learning_rate(
+            step, peak=spec.learning_rate, warmup=spec.warmup_steps, total=spec.steps, decay=spec.steps // 5
+        )
+        with self.accelerator.autocast():
+            with torch.set_grad_enabled(not frozen):
+                posterior = self.vae.encode(real).latent_dist
+            noise = draws.normal(tuple(posterior.mean.shape), spec.seed, "posterior", step).to(real.device)
+            fake = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
+        loss = values["pixel"] + spec.gradient_weight * values["gradient"]
+        if not frozen:
+            values["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
+            loss = loss + spec.kl_weight * values["kl"]
+        if adversarial:
+            self.discriminator.requires_grad_(False)
+            with self.accelerator.autocast():
+                verdict, fake_features = self.discriminator(fake)
+                with torch.no_grad():
+                    _, real_features = self.discriminator(real)
+            values["adversarial"] = -verdict.float().mean()
+            values["matching"] = feature_matching_loss(real_features, fake_features)
+            ramp = min(1.0, (step - spec.adversarial_start + 1) / 200)  # a cold discriminator has nothing to teach
+            loss = loss + ramp * spec.adversarial_weight * values["adversarial"]
+            loss = loss + ramp * spec.feature_matching_weight * values["matching"]
+        self._descend(self.generator_optimizer, loss, rate)
+        if adversarial:
+            self.discriminator.requires_grad_(True)
+            with self.accelerator.autocast():
+                verdicts, _ = self.discriminator(torch.cat([real, fake.detach()]))
+            values["discriminator"] = discriminator_loss(*verdicts.float().chunk(2))
+            self._descend(self.discriminator_optimizer, values["discriminator"], rate)
+        self._update_average(step)
+        values["psnr"] = -10 * torch.log10(mse_loss(fake.detach(), real) / 4)
+        return {name: value.detach() for name, value in values.items()}
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        weight = 1 - ema_decay(step, self.spec.ema_decay)
+        current = self.vae.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
+
+    @torch.no_grad()
+    def _freeze_encoder(self) -> None:
+        self.vae.load_state_dict(self.average)
+        latents = torch.cat(
+            [
+                self.vae.encode(self.crops[2**40 + i].to(self.accelerator.device)).latent_dist.mode()
+                for i in range(max(1, STATISTICS_CROPS // self.spec.batch_size))
+            ]
+        )
+        normalise_latents(self.vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+        self.average = {k: v.detach().clone() for k, v in self.vae.state_dict().items()}
+
+    # -- keeping --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.folder / "checkpoints",
+            self.step,
+            {
+                "autoencoder": self.vae.state_dict(),
+                "average": self.average,
+                "discriminator": self.discriminator.state_dict(),
+                "generator_optimizer": optimizer_tensors(self.generator_optimizer),
+                "discriminator_optimizer": optimizer_tensors(self.discriminator_optimizer),
+            },
+            {"step": self.step},
+            keep=2,
+        )
+
+    def _resume(self) -> None:
+        checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is None:
+            return
+        self.step = checkpoint.step
+        self.vae.load_state_dict(checkpoint.tensors("autoencoder"))
+        device = self.accelerator.device
+        self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
+        self.discriminator.load_state_dict(checkpoint.tensors("discriminator"))
+        restore_optimizer(self.generator_optimizer, checkpoint.tensors("generator_optimizer"))
+        restore_optimizer(self.discriminator_optimizer, checkpoint.tensors("discriminator_optimizer"))
+
+    def export(self) -> Path:
+        """Write the averaged autoencoder as a diffusers folder, with how it was made beside it."""
+        target = self.folder / "autoencoder"
+        vae = averaged(self.vae, self.average)
+        with storage.clear_disk_errors(target):
+            vae.save_pretrained(target, safe_serialization=True)
+        storage.write_json(
+            target / "training.json",
+            {"pathup": __version__, "steps": self.step, "recipe": self.recipe.name, "tiles": self.tiles.fingerprint()},
+        )
+        return target
+
+    @torch.no_grad()
+    def _sample(self, journal: Journal) -> None:
+        vae = averaged(self.vae, self.average)
+        real = self.crops[2**41][:8].to(self.accelerator.device)
+        fake = vae.decode(vae.encode(real).latent_dist.mode()).sample
+        image_sheet(torch.stack([real, fake], 1).flatten(0, 1), self.folder / "sheets" / f"{self.step:08d}.png", columns=8)
+        journal.draw_curves()
+
+
+def averaged(vae: AutoencoderKL, average: dict[str, torch.Tensor]) -> AutoencoderKL:
+    """A copy of `vae` with the averaged weights."""
+    copy: Any = AutoencoderKL.from_config(vae.config)
+    copy.load_state_dict(average)
+    return copy.to(vae.device).eval()
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, mean_C: torch.Tensor, deviation_C: torch.Tensor) -> None:
+    """Fold ``(z - mean) / deviation`` a channel into the 1 x 1 convolutions on both sides of the latent.
+
+    Reconstructions stay what they are; latents come out with mean 0 and deviation 1, so that the scaling factor is
+    1 and no shift is needed (which Stable Diffusion's own pipelines could not apply).
+    """
+    channels = mean_C.numel()
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    scale = 1 / deviation_C
+    quant.weight[:channels] *= scale[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean_C) * scale
+    quant.bias[channels:] += 2 * scale.log()  # the second half is the log-variance
+    post.bias += (post.weight[:, :, 0, 0] @ mean_C)
+    post.weight *= deviation_C[None, :, None, None]
+
+
+def _mixed(precision: str) -> str:
+    return {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]

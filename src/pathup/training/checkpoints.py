@@ -1,0 +1,171 @@
+"""Atomic checkpoints: a folder counts only when its manifest, written last, matches every file.
+
+A checkpoint is written to a temporary folder, flushed file by file, given a manifest with the SHA-256 of each
+file, renamed, and only then are older ones pruned. A process killed at any moment leaves the newest complete
+checkpoint in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pathup import storage
+from pathup.errors import PathUpError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    step: int
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors saved under `name`, on the CPU."""
+        return load_file(self.folder / f"{name}.safetensors")
+
+    def values(self) -> dict[str, Any]:
+        """The plain values saved beside the tensors."""
+        return dict(storage.read_json(self.folder / "values.json"))
+
+
+def save_checkpoint(
+    root: Path, step: int, groups: dict[str, dict[str, torch.Tensor]], values: dict[str, Any], *, keep: int
+) -> Checkpoint:
+    """Write the checkpoint of `step` under `root` atomically, then prune all but the newest `keep`.
+
+    Parameters
+    ----------
+    root
+        The folder of all checkpoints of a run.
+    step
+        Optimiser steps done.
+    groups
+        Tensors by name of file.
+    values
+        JSON values.
+
+    Raises
+    ------
+    PathUpError
+        The disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = root / f"step-{step:08d}"
+    temporary = root / f".partial-{step:08d}"
+    with storage.clear_disk_errors(final):
+        root.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(root)
+        temporary.mkdir()
+        try:
+            for name, tensors in groups.items():
+                _save_tensors(tensors, temporary / f"{name}.safetensors")
+            (temporary / "values.json").write_text(json.dumps(values), encoding="utf-8")
+            files = sorted(temporary.iterdir())
+            for file in files:
+                storage.fsync_path(file)
+            manifest = {"step": step, "files": {file.name: storage.sha256_file(file) for file in files}}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+            storage.fsync_path(temporary / MANIFEST)
+            storage.fsync_path(temporary)
+            if final.exists():  # the same step, found damaged and done again
+                os.replace(final, root / f".removing-{step:08d}")
+            os.replace(temporary, final)
+            storage.fsync_path(root)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    _prune(root, keep)
+    return Checkpoint(final, step)
+
+
+def newest_checkpoint(root: Path) -> Checkpoint | None:
+    """The newest complete checkpoint; damaged newer ones are skipped with a warning that names them.
+
+    Returns None where no checkpoint was ever completed.
+
+    Raises
+    ------
+    PathUpError
+        There are checkpoints, but none is complete: training must not start over unasked.
+    """
+    found = sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True)
+    for folder in found:
+        reason = _damage(folder)
+        if reason is None:
+            return Checkpoint(folder, int(folder.name.removeprefix("step-")))
+        warnings.warn(f"checkpoint {folder} is skipped: {reason}", stacklevel=2)
+    if found:
+        raise PathUpError(
+            f"none of the {len(found)} checkpoints in {root} is complete, so there is nothing to resume from; "
+            "restore one from a backup, or remove the run's folder to start over"
+        )
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimiser as plain tensors, ``{parameter index}.{name}``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for index, entry in state.items()
+        for name, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; hyperparameters stay those of the recipe."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:  # it wraps the operating system's error in its own type
+        if "os error 28" in str(error).lower() or "no space" in str(error).lower():
+            raise OSError(28, "No space left on device") from error
+        raise OSError(5, str(error)) from error
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is missing or unreadable"
+    for name, digest in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if storage.sha256_file(file) != digest:
+            return f"{name} is damaged (its SHA-256 is not the manifest's)"
+    return None
+
+
+def _prune(root: Path, keep: int) -> None:
+    for folder in sorted(root.glob("step-*"), reverse=True)[keep:]:
+        doomed = folder.with_name(f".removing-{folder.name}")
+        os.replace(folder, doomed)  # so that a kill during removal leaves nothing that looks like a checkpoint
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _clear_leftovers(root: Path) -> None:
+    for pattern in (".partial-*", ".removing-*"):
+        for folder in root.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+

@@ -1,0 +1,70 @@
+"""The patch discriminator of the autoencoder's adversarial term, and the losses between images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import avg_pool2d, l1_loss, leaky_relu, relu
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches of an image as real or reconstructed (Isola et al. 2017), spectrally normalised.
+
+    Pixels are first folded 2 x 2 into channels, since full-resolution convolutions cost most.
+
+    Parameters
+    ----------
+    channels
+        Width of the first layer; doubled at each of the two halvings that follow.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widths = [channels, 2 * channels, 4 * channels]
+        self.fold = nn.PixelUnshuffle(2)
+        self.layers = nn.ModuleList(
+            spectral_norm(layer)
+            for layer in (
+                nn.Conv2d(12, widths[0], 3, padding=1),
+                nn.Conv2d(widths[0], widths[1], 4, stride=2, padding=1),
+                nn.Conv2d(widths[1], widths[2], 4, stride=2, padding=1),
+            )
+        )
+        self.verdict = spectral_norm(nn.Conv2d(widths[2], 1, 3, padding=1))
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Verdicts (B, 1, H/8, W/8), positive for real, and each layer's features, for pixels in [-1, 1]."""
+        features, hidden = [], self.fold(pixels_BCHW)
+        for layer in self.layers:
+            hidden = leaky_relu(layer(hidden), 0.2)
+            features.append(hidden)
+        return self.verdict(hidden), features
+
+
+def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Hinge loss ``mean(relu(1 - real)) + mean(relu(1 + fake))`` over verdicts (Lim and Ye 2017)."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+def feature_matching_loss(real: list[torch.Tensor], fake: list[torch.Tensor]) -> torch.Tensor:
+    """Mean absolute difference of the discriminator's features, each layer scaled by its own real magnitude.
+
+    A perceptual distance learnt from the tissue itself (Salimans et al. 2016; Wang et al. 2018).
+    """
+    terms = [l1_loss(f, r.detach()) / r.detach().abs().mean().clamp_min(1e-6) for r, f in zip(real, fake, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def gradient_loss(fake_BCHW: torch.Tensor, real_BCHW: torch.Tensor, scales: int = 3) -> torch.Tensor:
+    """Mean absolute difference of horizontal and vertical image gradients at `scales` halvings.
+
+    It weighs edges (nuclear membranes, gland borders), which a plain pixel error blurs.
+    """
+    total = fake_BCHW.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            fake_BCHW, real_BCHW = avg_pool2d(fake_BCHW, 2), avg_pool2d(real_BCHW, 2)
+        difference = fake_BCHW - real_BCHW
+        total = total + difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    return total / scales

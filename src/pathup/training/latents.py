@@ -1,0 +1,148 @@
+"""Latents and prompt embeddings, computed once: the autoencoder and the text encoder are frozen.
+
+Latents lie in one memory-mapped file, (tiles, orientations, C, h, w) in half precision, beside a note of what they
+were made from. An interrupted encoding goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from pathup import draws, storage
+from pathup.errors import PathUpError
+from pathup.tiles.dataset import TileFolder
+from pathup.training.autoencoder import oriented
+
+NOTE_EVERY = 32  # batches between two notes of progress
+
+
+def state_sha256(module: torch.nn.Module) -> str:
+    """A hash of a module's weights."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def orientations_of(index: int, count: int, seed: int) -> list[int]:
+    """Which of the 8 flips and turns of tile `index` are cached: itself first, the others drawn."""
+    others = 1 + draws.numpy_generator(seed, "orientations", index).permutation(7)
+    return [0, *(int(o) for o in others[: count - 1])]
+
+
+class LatentCache:
+    """The latents of a tile folder, as a training run reads them.
+
+    Parameters
+    ----------
+    folder
+        Where the cache lies; made when missing.
+    tiles, vae
+        What is encoded, and with what.
+    orientations
+        Flips and turns a tile, 1 to 8.
+    seed
+        For the choice of orientations.
+    """
+
+    def __init__(self, folder: Path, tiles: TileFolder, vae: AutoencoderKL, *, orientations: int, seed: int) -> None:
+        self.folder, self.tiles, self.vae = folder, tiles, vae
+        self.orientations, self.seed = orientations, seed
+        self._array: np.ndarray | None = None
+
+    @property
+    def _made_from(self) -> dict[str, Any]:
+        return {
+            "tiles": self.tiles.fingerprint(),
+            "autoencoder": state_sha256(self.vae),
+            "orientations": self.orientations,
+            "seed": self.seed,
+        }
+
+    def fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
+        """Encode what is not yet there.
+
+        Parameters
+        ----------
+        batch_size
+            Images a forward.
+        device
+            Where to encode.
+        progress
+            Called with images done and images in all.
+
+        Raises
+        ------
+        PathUpError
+            The disk is full, or the cache was made from other tiles or another autoencoder.
+        """
+        made_from, note = self._made_from, self.folder / "latents.json"
+        path, partial = self.folder / "latents.npy", self.folder / "latents.partial.npy"
+        known = storage.read_json(note) if note.exists() else None
+        if known is not None and known["made_from"] != made_from:
+            raise PathUpError(
+                f"the latents in {self.folder} were made from other tiles or another autoencoder; "
+                "remove that folder, or name another with --latents"
+            )
+        total = len(self.tiles) * self.orientations
+        if path.exists() and known is not None:
+            progress(total, total)
+            return
+        side = self.tiles.pixels(0).shape[-1] // int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        shape = (len(self.tiles), self.orientations, self.vae.config.latent_channels, side, side)
+        done = int(known["done"]) if known is not None and partial.exists() else 0
+        with storage.clear_disk_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not done:
+                _reserve(partial, shape)
+            array = np.lib.format.open_memmap(partial, mode="r+")
+            flat = array.reshape(total, *shape[2:])
+            for batch, first in enumerate(range(done, total, batch_size)):
+                items = range(first, min(first + batch_size, total))
+                flat[items.start : items.stop] = self._encode(items, device)
+                if batch % NOTE_EVERY == NOTE_EVERY - 1:
+                    array.flush()
+                    storage.write_json(note, {"made_from": made_from, "done": items.stop})
+                progress(items.stop, total)
+            array.flush()
+            del array, flat
+            os.replace(partial, path)
+            storage.write_json(note, {"made_from": made_from, "done": total})
+
+    def __getitem__(self, place: tuple[int, int]) -> torch.Tensor:
+        """The latent (C, h, w), float32, of (tile, orientation slot)."""
+        if self._array is None:
+            self._array = np.load(self.folder / "latents.npy", mmap_mode="r")
+        return torch.from_numpy(self._array[place].astype(np.float32))
+
+    @torch.no_grad()
+    def _encode(self, items: range, device: torch.device) -> np.ndarray:
+        images = []
+        for item in items:
+            tile, slot = divmod(item, self.orientations)
+            turn = orientations_of(tile, self.orientations, self.seed)[slot]
+            images.append(oriented(self.tiles.pixels(tile), turn))
+        pixels = torch.stack(images).to(device, self.vae.dtype) / 127.5 - 1
+        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+        return latents.to(torch.float16).cpu().numpy()
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Make the file at its full size now, so that a full disk shows before the work and not in the middle."""
+    needed = 2 * math.prod(shape)
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+    with path.open("r+b") as handle:
+        os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+    if path.stat().st_size < needed:
+        raise OSError(28, "No space left on device")

@@ -1,0 +1,358 @@
+"""Patho-align: training the denoising U-Net on prompts of class and level, with the feature entropy loss.
+
+The data flow: at a step, each sample's tile, orientation, noise, timestep and prompt dropout are functions of (seed,
+position); its cached latent is noised, the U-Net predicts, and L = L_r + beta L_e (eq. 4) is descended. Then the
+features of all processes move the memory and the averaged weights follow. A checkpoint holds all of that, so a
+resumed run is the unbroken one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import save_file
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, Dataset
+
+from pathup import __version__, draws, storage
+from pathup.model.aligned import UNetWithFeatures
+from pathup.model.components import Components
+from pathup.model.feature_entropy import FeatureEntropyLoss
+from pathup.model.pipeline import PathUpPipeline, assemble
+from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
+from pathup.tiles.dataset import TileFolder
+from pathup.tiles.taxonomy import all_prompts
+from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from pathup.training.journal import Journal
+from pathup.training.latents import LatentCache
+from pathup.training.schedules import TileOrder, ema_decay, learning_rate
+from pathup.training.sheets import image_sheet
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process."""
+
+    latents_BCHW: torch.Tensor
+    noise_BCHW: torch.Tensor
+    timestep_B: torch.Tensor
+    prompt_B: torch.Tensor
+    dropped_B: torch.Tensor
+
+
+class Batches(Dataset[Batch]):
+    """Micro-batches by number: every draw a function of (seed, position in training)."""
+
+    def __init__(
+        self, cache: LatentCache, spec: DiffusionRecipe, prompts: list[tuple[str, str]], timesteps: int, rank: int, world: int
+    ) -> None:
+        self._cache, self._spec, self._timesteps = cache, spec, timesteps
+        self._rank, self._world = rank, world
+        groups = [(record.label, record.level) for record in cache.tiles.records]
+        self._prompt = [prompts.index(group) for group in groups]
+        self._order = TileOrder(groups, seed=spec.seed, balanced=spec.balance_levels)
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: int) -> Batch:
+        """The micro-batch `number` (counted from 0 over the whole run) of this process."""
+        size = self._spec.batch_size
+        first = (number * self._world + self._rank) * size
+        samples = [self._sample(position) for position in range(first, first + size)]
+        return Batch(*(torch.stack(column) for column in zip(*samples, strict=True)))
+
+    def _sample(self, position: int) -> tuple[torch.Tensor, ...]:
+        tile = self._order[position]
+        generator = draws.torch_generator(self._spec.seed, "sample", position)
+        slot = int(torch.randint(self._cache.orientations, (1,), generator=generator))
+        timestep = torch.randint(self._timesteps, (1,), generator=generator)[0]
+        dropped = torch.rand(1, generator=generator)[0] < self._spec.prompt_dropout
+        latents = self._cache[tile, slot]
+        noise = torch.randn(latents.shape, generator=generator)
+        return latents, noise, timestep, torch.tensor(self._prompt[tile]), dropped
+
+
+def loss_weights(scheduler: SchedulerMixin, timestep_B: torch.Tensor, gamma: float | None) -> torch.Tensor:
+    """The weight of each sample's error, (B,): 1, or min-SNR's (Hang et al. 2023) for what the model predicts.
+
+    ``min(SNR, gamma)`` on the error of x0, which is that over SNR for noise and over SNR + 1 for v.
+    """
+    if gamma is None:
+        return torch.ones(len(timestep_B), device=timestep_B.device)
+    alpha_bar = scheduler.alphas_cumprod.to(timestep_B.device)[timestep_B]
+    snr = (alpha_bar / (1 - alpha_bar)).clamp_min(1e-8)
+    capped = snr.clamp_max(gamma)
+    kind = scheduler.config.prediction_type
+    return capped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
+
+
+def training_target(scheduler: SchedulerMixin, batch: Batch) -> torch.Tensor:
+    """What the model is to predict, by the scheduler's `prediction_type`."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return batch.noise_BCHW
+    if kind == "v_prediction":
+        return scheduler.get_velocity(batch.latents_BCHW, batch.noise_BCHW, batch.timestep_B)
+    return batch.latents_BCHW
+
+
+class PathoAlignTrainer:
+    """One run of `pathup train diffusion`.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe.
+    components
+        The model's parts; the U-Net is trained, the others stay as they are.
+    tiles
+        The training tiles.
+    folder
+        The run's folder.
+    cache
+        The latent cache's folder.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        components: Components,
+        tiles: TileFolder,
+        folder: Path,
+        *,
+        cache: Path,
+        cpu: bool = False,
+        wandb_project: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.recipe, self.spec, self.parts, self.folder = recipe, recipe.diffusion, components, folder
+        spec = self.spec
+        self.accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision), cpu=cpu)
+        device = self.accelerator.device
+        self._wandb = wandb_project
+        self.parts.vae.to(device).eval().requires_grad_(False)
+        self.parts.text_encoder.to(device).eval().requires_grad_(False)
+        unet = self.parts.unet.to(device).float().train()
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        self.average = {name: value.detach().clone() for name, value in unet.state_dict().items()}
+        self.cache = LatentCache(cache, tiles, self.parts.vae, orientations=spec.orientations, seed=spec.seed)
+        self.prompts = [(label, level) for label, level, _ in all_prompts(recipe)]
+        width = int(unet.config.block_out_channels[-1])
+        self.entropy = FeatureEntropyLoss(
+            len(self.prompts),
+            width,
+            temperature=spec.feature_entropy.temperature,
+            momentum=spec.feature_entropy.momentum,
+            seed=spec.seed,
+        ).to(device)
+        self.optimizer = torch.optim.AdamW(
+            unet.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=device.type == "cuda"
+        )
+        self.model, self.optimizer = self.accelerator.prepare(UNetWithFeatures(unet), self.optimizer)
+        self.pipeline = assemble(self.parts, recipe)
+        self.step = 0
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net that is being trained, out of any wrapper."""
+        return self.accelerator.unwrap_model(self.model).unet
+
+    # -- the run --------------------------------------------------------------------------------------------
+
+    def run(self, *, workers: int = 0) -> Path:
+        """Train to the recipe's last step, from the newest checkpoint where there is one.
+
+        Returns
+        -------
+        Path
+            The model's folder (averaged weights), which `PathUpPipeline.from_pretrained` loads.
+        """
+        main = self.accelerator.is_main_process
+        if main:
+            save_recipe(self.recipe, self.folder / "recipe.yaml")
+            self._fill_cache()
+        self.accelerator.wait_for_everyone()
+        texts = [self.pipeline.prompt(label, level) for label, level in self.prompts]
+        self._prompts_KLD = self.pipeline.encode_prompts(texts)
+        self._empty_1LD = self.pipeline.encode_prompts([""])
+        self._resume()
+        spec = self.spec
+        with Journal(
+            self.folder,
+            steps=spec.steps,
+            first_step=self.step,
+            title="diffusion",
+            wandb_project=self._wandb,
+            active=main,
+        ) as journal:
+            stream = self._stream(workers)
+            while self.step < spec.steps:
+                values = self._train_step(stream)
+                self.step += 1
+                journal.advance()
+                last = self.step == spec.steps
+                if self.step % spec.log_every == 0 or last:
+                    journal.record(self.step, values())
+                if main and (self.step % spec.checkpoint_every == 0 or last):
+                    self._save()
+                if main and (self.step % spec.sample_every == 0 or last):
+                    self._sample(journal)
+        if main:
+            self.export(self.folder / "model")
+        self.accelerator.wait_for_everyone()
+        return self.folder / "model"
+
+    def _fill_cache(self) -> None:
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("encoding tiles", total=None)
+            self.cache.fill(
+                self.spec.encode_batch,
+                self.accelerator.device,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+    def _stream(self, workers: int) -> Iterator[Batch]:
+        spec = self.spec
+        batches = Batches(
+            self.cache,
+            spec,
+            self.prompts,
+            len(self.parts.scheduler.alphas_cumprod),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        numbers = range(self.step * spec.gradient_accumulation, spec.steps * spec.gradient_accumulation)
+        yield from DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers)
+
+    def _train_step(self, stream: Iterator[Batch]) -> Any:
+        spec, rounds = self.spec, self.spec.gradient_accumulation
+        rate = learning_rate(
+            self.step, peak=spec.learning_rate, warmup=spec.warmup_steps, total=spec.steps, decay=spec.decay_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        reconstruction, entropy, features, prompts = [], [], [], []
+        for micro in range(rounds):
+            batch = Batch(*(column.to(self.accelerator.device) for column in next(stream)))
+            together = nullcontext() if micro == rounds - 1 else self.accelerator.no_sync(self.model)
+            with together:
+                l_r, l_e, z, told = self._losses(batch)
+                self.accelerator.backward((l_r + spec.feature_entropy.beta * l_e) / rounds)
+            reconstruction.append(l_r.detach())
+            entropy.append(l_e.detach())
+            features.append(z)
+            prompts.append(told)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._with_entropy:
+            z_ND, prompt_N = self.accelerator.gather((torch.cat(features), torch.cat(prompts)))
+            counted = prompt_N >= 0
+            self.entropy.update(z_ND[counted], prompt_N[counted])
+        self._update_average()
+
+        def values() -> dict[str, float]:
+            told = {"L_r": torch.stack(reconstruction).mean().item()}
+            if self._with_entropy:
+                told["L_e"] = torch.stack(entropy).mean().item()
+            return {**told, "gradient_norm": float(norm), "learning_rate": rate}
+
+        return values
+
+    @property
+    def _with_entropy(self) -> bool:
+        return self.spec.feature_entropy.enabled and self.spec.patho_align
+
+    def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """L_r, L_e, the detached features and their prompts (-1 where a feature does not count)."""
+        scheduler = self.parts.scheduler
+        noisy = scheduler.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.timestep_B)
+        dropped = batch.dropped_B[:, None, None]
+        prompts = torch.where(dropped, self._empty_1LD, self._prompts_KLD[batch.prompt_B])
+        unprompted = self._with_entropy and self.spec.feature_entropy.source == "unprompted"
+        empty = self._empty_1LD.expand_as(prompts) if unprompted else None
+        prediction, z = self.model(noisy, batch.timestep_B, prompts, empty)
+        error = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
+        l_r = (loss_weights(scheduler, batch.timestep_B, self.spec.min_snr_gamma) * error).mean()
+        # a sample whose prompt was dropped has no prompt to be near to, unless z never sees prompts at all
+        counted = torch.ones_like(batch.dropped_B) if unprompted else ~batch.dropped_B
+        l_e = l_r.new_zeros(())
+        if self._with_entropy and bool(counted.any()):
+            l_e = self.entropy(z[counted], batch.prompt_B[counted])
+        return l_r, l_e, z.detach(), torch.where(counted, batch.prompt_B, -1)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        weight = 1 - ema_decay(self.step, self.spec.ema_decay)
+        current = self.unet.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
+
+    # -- keeping --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.folder / "checkpoints",
+            self.step,
+            {
+                "unet": self.unet.state_dict(),
+                "average": self.average,
+                "feature_memory": self.entropy.state_dict(),
+                "optimizer": optimizer_tensors(self.optimizer),
+            },
+            {"step": self.step},
+            keep=self.spec.keep_checkpoints,
+        )
+
+    def _resume(self) -> None:
+        checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is None:
+            return
+        self.step = checkpoint.step
+        self.unet.load_state_dict(checkpoint.tensors("unet"))
+        device = self.accelerator.device
+        self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
+        self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
+        restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
+
+    def averaged_pipeline(self) -> PathUpPipeline:
+        """A pipeline with the averaged U-Net."""
+        unet: Any = UNet2DConditionModel.from_config(self.unet.config)
+        unet.load_state_dict(self.average)
+        return assemble(replace(self.parts, unet=unet.to(self.accelerator.device).eval()), self.recipe)
+
+    def export(self, target: Path) -> None:
+        """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""
+        pipeline = self.averaged_pipeline()
+        with storage.clear_disk_errors(target):
+            pipeline.save_pretrained(target, safe_serialization=True)
+            with storage.atomic_path(target / "feature_memory.safetensors") as temporary:
+                save_file({name: value.cpu() for name, value in self.entropy.state_dict().items()}, temporary)
+        save_recipe(self.recipe, target / "recipe.yaml")
+        spec = self.spec
+        seen = self.step * spec.batch_size * spec.gradient_accumulation * self.accelerator.num_processes
+        storage.write_json(
+            target / "training.json",
+            {"pathup": __version__, "steps": self.step, "tiles_seen": seen, "tiles": self.cache.tiles.fingerprint()},
+        )
+
+    def _sample(self, journal: Journal) -> None:
+        pipeline = self.averaged_pipeline()
+        images, titles = [], []
+        for level in pipeline.level_names:
+            pixels = pipeline(pipeline.labels, level, seed=self.spec.seed, output_type="pt")
+            images.append(pixels * 2 - 1)
+            titles += [f"{label} {level}" for label in pipeline.labels]
+        path = self.folder / "sheets" / f"{self.step:08d}.png"
+        image_sheet(torch.cat(images), path, columns=len(pipeline.labels), titles=titles)
+        journal.draw_curves()
+        journal.say(f"step {self.step}: samples in {path}")

@@ -1,0 +1,139 @@
+"""Starting and continuing a training run: its recipe, its tiles, its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from pathup.errors import PathUpError
+from pathup.model.components import Components, build_components, load_autoencoder, load_pretrained
+from pathup.recipes import Recipe, load_recipe, recipe_from_dict
+from pathup.storage import claim_folder
+from pathup.tiles.dataset import TileFolder
+from pathup.training.latents import state_sha256
+
+FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch"}
+"""Fields that may differ when a run is resumed: how far it goes and how often it saves, not what it is."""
+
+
+def changed_recipe(recipe: Recipe, section: str, changes: dict[str, Any]) -> Recipe:
+    """The recipe with some fields of a section replaced; None leaves a field as it is.
+
+    A dotted name reaches into a nested section (``feature_entropy.enabled``).
+    """
+    values = recipe.model_dump()
+    for name, value in changes.items():
+        if value is None:
+            continue
+        place = values[section]
+        *path, last = name.split(".")
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return recipe_from_dict(values, source="command line")
+
+
+def train_autoencoder(
+    tiles: Path,
+    output: Path,
+    recipe_name: str,
+    *,
+    pretrained: str | None,
+    resume: bool,
+    changes: dict[str, Any],
+    cpu: bool,
+    workers: int,
+    wandb_project: str | None,
+) -> Path:
+    """Run `pathup train autoencoder`; returns the autoencoder's folder."""
+    from pathup.training.autoencoder import AutoencoderTrainer
+
+    recipe = changed_recipe(load_recipe(recipe_name), "autoencoder", changes)
+    data = TileFolder.load(tiles, "train", recipe)
+    identity = {
+        "recipe": recipe.autoencoder.model_dump(mode="json", exclude=FREE_TO_CHANGE),
+        "tiles": data.fingerprint(),
+        "pretrained": pretrained,
+    }
+    claim_folder(output, "train autoencoder", identity, resume=resume)
+    trainer = AutoencoderTrainer(recipe, data, output, start=pretrained, cpu=cpu, wandb_project=wandb_project)
+    return trainer.run(workers=workers)
+
+
+def train_diffusion(
+    tiles: Path,
+    output: Path,
+    recipe_name: str,
+    *,
+    pretrained: str | None,
+    autoencoder: str | None,
+    level: str | None,
+    latents: Path | None,
+    resume: bool,
+    changes: dict[str, Any],
+    cpu: bool,
+    workers: int,
+    wandb_project: str | None,
+    gradient_checkpointing: bool,
+) -> Path:
+    """Run `pathup train diffusion`; returns the model's folder.
+
+    Raises
+    ------
+    PathUpError
+        Neither `pretrained` nor `autoencoder` is given, the parts do not fit the recipe, or the folder holds
+        another run.
+    """
+    from pathup.training.patho_align import PathoAlignTrainer
+
+    recipe = changed_recipe(load_recipe(recipe_name), "diffusion", changes)
+    if pretrained is None and autoencoder is None:
+        raise PathUpError(
+            "an autoencoder is needed: --pretrained with a Stable Diffusion folder or hub id, or --autoencoder with "
+            "what 'pathup train autoencoder' wrote"
+        )
+    data = TileFolder.load(tiles, "train", recipe)
+    if level is not None:
+        data = data.only(level)
+    if pretrained is not None:
+        parts = load_pretrained(pretrained)
+        if autoencoder is not None:
+            parts.vae = load_autoencoder(autoencoder)
+    else:
+        parts = build_components(recipe, autoencoder=load_autoencoder(str(autoencoder)))
+    _check_window(recipe, parts)
+    identity = {
+        "recipe": {
+            "classes": [spec.model_dump() for spec in recipe.classes],
+            "model": recipe.model.model_dump(mode="json"),
+            "diffusion": recipe.diffusion.model_dump(mode="json", exclude=FREE_TO_CHANGE),
+        },
+        "tiles": data.fingerprint(),
+        "level": level,
+        "autoencoder": state_sha256(parts.vae),
+        "pretrained": pretrained,
+    }
+    with PartialState(cpu=cpu).main_process_first():
+        claim_folder(output, "train diffusion", identity, resume=resume or not PartialState().is_main_process)
+    trainer = PathoAlignTrainer(
+        recipe,
+        parts,
+        data,
+        output,
+        cache=latents or output / "latents",
+        cpu=cpu,
+        wandb_project=wandb_project,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    return trainer.run(workers=workers)
+
+
+def _check_window(recipe: Recipe, parts: Components) -> None:
+    factor = int(2 ** (len(parts.vae.config.block_out_channels) - 1))
+    if recipe.tiles.tile_px != recipe.sampling.window_latent * factor:
+        raise PathUpError(
+            f"tiles of {recipe.tiles.tile_px} px and an autoencoder that shrinks by {factor} give windows of "
+            f"{recipe.tiles.tile_px / factor:g}, but sampling.window_latent is {recipe.sampling.window_latent}; make them agree"
+        )

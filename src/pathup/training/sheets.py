@@ -1,0 +1,46 @@
+"""Sample sheets: many images on one PNG, to look at while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from pathup import storage
+
+GAP_PX = 4
+
+
+def image_sheet(
+    pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles: Sequence[str] | None = None
+) -> None:
+    """Write images in [-1, 1], row by row, as one PNG.
+
+    Parameters
+    ----------
+    pixels_BCHW
+        (B, 3, H, W); values outside [-1, 1] are clipped.
+    target
+        The PNG.
+    columns
+        Images a row.
+    titles
+        A short text above each image.
+    """
+    images = ((pixels_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    count, height, width, _ = images.shape
+    head = 14 if titles else 0
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP_PX) - GAP_PX, rows * (height + head + GAP_PX) - GAP_PX), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        left, top = column * (width + GAP_PX), row * (height + head + GAP_PX)
+        if titles:
+            pen.text((left + 1, top), titles[index], fill="black")
+        sheet.paste(Image.fromarray(np.ascontiguousarray(image)), (left, top + head))
+    with storage.atomic_path(target) as temporary:
+        sheet.save(temporary)

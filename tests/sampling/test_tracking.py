@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pathup.errors import PathUpError
+from pathup.model.pipeline import PathUpPipeline
+from pathup.sampling.canvas import canvas_noise
+from pathup.sampling.tracking import denoise, forwards_of, last_timesteps, noised
+from pathup.sampling.windows import WindowGrid
+from tests.sampling.reference import algorithm_1
+
+SCHEDULERS = ["ddim", "dpmpp_2m", "unipc", "euler"]
+PROMPT = "histopathology of alpha tissue, patch"
+
+
+def _relative(one: torch.Tensor, two: torch.Tensor) -> float:
+    return float((one - two).abs().max() / two.abs().max())
+
+
+def _begin(pipeline: PathUpPipeline, name: str, shape: tuple[int, int, int], steps: int, strength: float) -> Any:
+    scheduler = pipeline.make_scheduler(name)
+    timesteps = last_timesteps(scheduler, steps, strength)
+    clean = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return scheduler, timesteps, noised(scheduler, clean, canvas_noise(shape, 3), timesteps[0])
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (4, 33, 38)], ids=["49 windows", "no stride divides"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_agrees_with_the_literal_algorithm_1(pipeline: PathUpPipeline, name: str, shape: tuple[int, int, int]) -> None:
+    grid = WindowGrid(*shape[1:], 8, 4)
+    assert len(grid) >= 49
+    scheduler, timesteps, start = _begin(pipeline, name, shape, 4, 0.8)
+    literal = algorithm_1(pipeline, start, scheduler, timesteps, prompt=PROMPT, guidance=2.0, size=8, overlap=4)
+    scheduler, timesteps, start = _begin(pipeline, name, shape, 4, 0.8)
+    ours = denoise(pipeline, start, grid, scheduler, timesteps, prompt=PROMPT, guidance=2.0, window_batch=16)
+    assert not ours.allclose(start, atol=0.1)  # something happened
+    assert _relative(ours, literal) < 1e-5  # the design's bound; DDIM measured 2e-7 there
+
+
+def test_the_image_does_not_depend_on_the_window_batch(pipeline: PathUpPipeline) -> None:
+    results = []
+    for batch in (1, 3, 64):
+        scheduler, timesteps, start = _begin(pipeline, "ddim", (4, 22, 19), 4, 1.0)
+        grid = WindowGrid(22, 19, 8, 4)
+        results.append(
+            denoise(pipeline, start, grid, scheduler, timesteps, prompt=PROMPT, guidance=1.5, window_batch=batch)
+        )
+    assert _relative(results[1], results[0]) < 1e-5
+    assert _relative(results[2], results[0]) < 1e-5
+
+
+class _Oracle:
+    """Knows that every clean latent is `value`, and predicts the v that leads there."""
+
+    def __init__(self, pipeline: PathUpPipeline, value: float) -> None:
+        self.unet = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+        self._alphas = pipeline.scheduler.alphas_cumprod
+        self._value = value
+        self.seen = 0
+        self.largest = 0
+
+    def encode_prompts(self, texts: list[str]) -> torch.Tensor:
+        return torch.zeros(len(texts), 2, 2)
+
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, prompted: Any, empty: Any, guidance: float) -> Any:
+        assert len(latents) == len(prompted) == len(empty)
+        self.seen += len(latents)
+        self.largest = max(self.largest, len(latents))
+        alpha = self._alphas[int(timestep)]
+        noise = (latents - alpha.sqrt() * self._value) / (1 - alpha).sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * self._value
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_perfect_prediction_arrives_at_the_clean_canvas(pipeline: PathUpPipeline, name: str, strength: float) -> None:
+    # begin index, noise level and scaling of the model's input must all agree for this to come out
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    oracle = _Oracle(pipeline, 0.7)
+    scheduler = pipeline.make_scheduler(name)
+    timesteps = last_timesteps(scheduler, 10, strength)
+    clean = torch.full((4, 20, 20), 0.7)
+    start = noised(scheduler, clean, canvas_noise((4, 20, 20), 0), timesteps[0])
+    result = denoise(oracle, start, WindowGrid(20, 20, 8, 4), scheduler, timesteps, prompt="", window_batch=5)  # type: ignore[arg-type]
+    # 0.01: at the full schedule the noise is some 10^4 times the latent (Euler), of which float32 keeps 1e-7
+    torch.testing.assert_close(result, clean, rtol=0, atol=0.01)
+    assert oracle.seen == 16 * len(timesteps) == forwards_of(16, len(timesteps), 1.0)
+    assert oracle.largest == 5
+
+
+def test_pure_noise_start(pipeline: PathUpPipeline) -> None:
+    for name in SCHEDULERS:
+        scheduler = pipeline.make_scheduler(name)
+        timesteps = last_timesteps(scheduler, 8, 1.0)
+        start = canvas_noise((4, 12, 12), 0) * scheduler.init_noise_sigma
+        oracle = _Oracle(pipeline, -0.4)
+        result = denoise(oracle, start, WindowGrid(12, 12, 8, 4), scheduler, timesteps, prompt="")  # type: ignore[arg-type]
+        torch.testing.assert_close(result, torch.full_like(result, -0.4), rtol=0, atol=0.01)
+
+
+def test_strength_is_a_share_of_the_schedule(pipeline: PathUpPipeline) -> None:
+    scheduler = pipeline.make_scheduler("ddim")
+    assert len(last_timesteps(scheduler, 30, 0.6)) == 18
+    assert len(last_timesteps(scheduler, 30, 0.001)) == 1  # at least one
+    assert len(last_timesteps(scheduler, 30, 1.0)) == 30
+    tail = last_timesteps(scheduler, 30, 0.2)
+    assert tail.equal(scheduler.timesteps[-6:])
+
+
+def test_hard_windows_differ_from_weighted_ones(pipeline: PathUpPipeline) -> None:
+    results = []
+    for weighted in (True, False):
+        scheduler, timesteps, start = _begin(pipeline, "ddim", (4, 16, 16), 3, 1.0)
+        grid = WindowGrid(16, 16, 8, 4)
+        results.append(denoise(pipeline, start, grid, scheduler, timesteps, prompt=PROMPT, weighted=weighted))
+    assert not results[0].allclose(results[1], atol=1e-3)
+
+
+def test_progress_counts_windows(pipeline: PathUpPipeline) -> None:
+    calls: list[tuple[str, int, int]] = []
+    scheduler, timesteps, start = _begin(pipeline, "ddim", (4, 16, 16), 2, 1.0)
+    grid = WindowGrid(16, 16, 8, 4)
+    denoise(
+        pipeline, start, grid, scheduler, timesteps, prompt=PROMPT, window_batch=4,
+        progress=lambda *call: calls.append(call), stage="canvas",
+    )  # fmt: skip
+    assert [done for _, done, _ in calls] == [4, 8, 9, 13, 17, 18]  # 9 windows in fours, twice
+    assert {(stage, total) for stage, _, total in calls} == {("canvas", 18)}
+
+
+def test_guidance_counts_twice_and_one_is_none() -> None:
+    assert forwards_of(49, 30, 1.0) == 49 * 30
+    assert forwards_of(49, 30, 1.5) == 2 * 49 * 30
+
+
+def test_the_start_is_not_changed(pipeline: PathUpPipeline) -> None:
+    scheduler, timesteps, start = _begin(pipeline, "unipc", (4, 8, 8), 2, 1.0)
+    before = start.clone()
+    denoise(pipeline, start, WindowGrid(8, 8, 8, 4), scheduler, timesteps, prompt=PROMPT)
+    assert start.equal(before)
+
+
+def test_overflow_and_a_senseless_batch_are_sentences(pipeline: PathUpPipeline) -> None:
+    scheduler, timesteps, start = _begin(pipeline, "ddim", (4, 8, 8), 2, 1.0)
+    grid = WindowGrid(8, 8, 8, 4)
+    with pytest.raises(PathUpError, match="overflowed in float32"):
+        denoise(_Oracle(pipeline, float("inf")), start, grid, scheduler, timesteps, prompt="")  # type: ignore[arg-type]
+    with pytest.raises(PathUpError, match="at least 1"):
+        denoise(pipeline, start, grid, scheduler, timesteps, prompt="", window_batch=0)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pathup.errors import PathUpError
+from pathup.tiles.annotations import read_annotations
+from tests.tiles.made import feature, rectangle, save_geojson, tiny
+
+SIZE = (1000, 800)
+
+
+def _read(tmp_path: Path, content: Any) -> list:
+    path = tmp_path / "s.geojson"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_annotations(path, tiny(), SIZE)
+
+
+def test_the_three_shapes_of_a_file_read_alike(tmp_path: Path) -> None:
+    one = feature("A", rectangle(10, 20, 110, 70))
+    for content in ({"type": "FeatureCollection", "features": [one]}, [one], one):
+        (found,) = _read(tmp_path, content)
+        assert (found.label, found.number, found.box, found.outline.area) == ("A", 1, (10, 20, 110, 70), 5000)
+
+
+def test_holes_and_multipolygons(tmp_path: Path) -> None:
+    parts = [[rectangle(0, 0, 100, 100), rectangle(20, 20, 40, 40)], [rectangle(200, 200, 300, 300)]]
+    multi = feature("alpha tissue", []) | {"geometry": {"type": "MultiPolygon", "coordinates": parts}}
+    (found,) = _read(tmp_path, [multi])
+    assert found.outline.area == 100 * 100 - 20 * 20 + 100 * 100
+    assert found.box == (0, 0, 300, 300)
+
+
+def test_a_crossed_outline_is_repaired(tmp_path: Path) -> None:
+    bow = [[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]
+    (found,) = _read(tmp_path, [feature("B", bow)])
+    assert found.outline.is_valid
+    assert found.outline.area == pytest.approx(5000)  # two triangles of 100 x 50 / 2
+
+
+def test_other_qupath_objects_are_passed_over(tmp_path: Path) -> None:
+    cell = feature(None, rectangle(0, 0, 5, 5), kind="cell")
+    found = _read(
+        tmp_path,
+        [cell, feature("B", rectangle(0, 0, 90, 90)), feature("Tumor", rectangle(0, 0, 5, 5), kind="detection")],
+    )
+    assert [(a.label, a.number) for a in found] == [("B", 2)]
+
+
+def test_an_outline_over_the_rim_by_a_rounding_is_cut_to_the_slide(tmp_path: Path) -> None:
+    (found,) = _read(tmp_path, [feature("A", rectangle(-0.4, 0, 1000.5, 100))])
+    assert found.box == (0, 0, 1000, 100)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{ not json", "not readable JSON"),
+        ("", "not readable JSON"),
+        ({"type": "Polygon", "coordinates": []}, "no GeoJSON of features"),
+        ({"type": "FeatureCollection"}, "no GeoJSON of features"),
+        ([1, 2], "no GeoJSON of features"),
+        ({"type": "FeatureCollection", "features": []}, "holds no annotations"),
+        ([feature("A", rectangle(0, 0, 9, 9), kind="detection")], "holds no annotations"),
+        ([feature("Alpa tissue", rectangle(0, 0, 9, 9))], "annotation 1 .*'Alpa tissue'; did you mean 'alpha tissue'"),
+        ([feature(None, rectangle(0, 0, 9, 9))], "annotation 1 .* has no class"),
+        ([feature("A", rectangle(900, 0, 1100, 99))], r"outside the slide of 1000 x 800 px"),
+        ([feature("A", rectangle(5000, 5000, 5100, 5100))], "outside the slide"),
+        ([feature("A", rectangle(5, 5, 5, 5))], "encloses no area"),
+        ([feature("A", [[0, 0], [1, 1]])], "broken outline|encloses no area"),
+        ([feature("A", [[0, "x"], [1, 1], [2, 2], [0, 0]])], "broken outline"),
+        ([feature("A") | {"geometry": {"type": "Point", "coordinates": [1, 1]}}], "Point, but an area"),
+        ([feature("A") | {"geometry": None}], "without geometry, but an area"),
+    ],
+)
+def test_wrong_annotations(tmp_path: Path, content: Any, said: str) -> None:
+    with pytest.raises(PathUpError, match=said):
+        _read(tmp_path, content)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(PathUpError, match="does not exist"):
+        read_annotations(tmp_path / "none.geojson", tiny(), SIZE)
+    assert save_geojson(tmp_path / "s.geojson", feature("A", rectangle(0, 0, 9, 9))).exists()

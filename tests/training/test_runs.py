@@ -1,0 +1,195 @@
+"""Training end to end on made tiles: an unbroken run against one that is killed and resumed, and what a run writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pathup import PathUpPipeline
+from pathup.errors import PathUpError
+from pathup.training.checkpoints import newest_checkpoint
+from pathup.training.runs import train_autoencoder, train_diffusion
+
+QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
+
+
+def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **changes: object) -> Path:
+    settings = {
+        "pretrained": None, "autoencoder": None if autoencoder is None else str(autoencoder), "level": None, "latents": None,
+        "gradient_checkpointing": False, **QUIET,
+    }  # fmt: skip
+    settings |= {key: changes.pop(key) for key in list(changes) if key in settings}
+    return train_diffusion(tiles, output, "tiny", changes=changes, **settings)
+
+
+def command(verb: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pathup", "train", verb, "--recipe", "tiny", "--cpu", *map(str, arguments)]
+
+
+def killed_again_and_again(line: list[str], run: Path, kills: int) -> None:
+    """Start, `kill -9` as soon as a newer checkpoint (or part of one) is seen, resume; then let it end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for attempt in range(kills):
+        before = set((run / "checkpoints").glob("*"))
+        process = subprocess.Popen(
+            [*line, *(["--resume"] if attempt else [])], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while set((run / "checkpoints").glob("*")) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run([*line, "--resume"], env=environment, check=True, capture_output=True)
+
+
+def same_tensors(one: Path, other: Path) -> list[str]:
+    """Names of the files in two checkpoints whose tensors are bit-for-bit equal; asserts that all are."""
+    names = sorted(path.name for path in one.glob("*.safetensors"))
+    for name in names:
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), f"{name}: {key}"
+    return names
+
+
+def test_a_run_killed_many_times_ends_bit_for_bit_like_an_unbroken_one(tmp_path, tiny_tiles, tiny_autoencoder):
+    # 52 training tiles in batches of 4 make 13 steps an epoch: 34 steps end in the third
+    line = command("diffusion", "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder, "--steps", 34)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
+    killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=4)
+    whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "killed"))
+    assert whole is not None and killed is not None
+    assert whole.step == killed.step == 34
+    assert same_tensors(whole.folder, killed.folder) == [
+        "average.safetensors", "feature_memory.safetensors", "optimizer.safetensors", "unet.safetensors"
+    ]  # fmt: skip
+    # losses, learning rates and gradient norms of every step are those of the unbroken run
+    assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / "killed/losses.jsonl").read_text()
+    same_tensors(tmp_path / "whole/model/unet", tmp_path / "killed/model/unet")
+
+
+def test_an_autoencoder_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path, tiny_tiles):
+    # tiny: adversarial from step 2, encoder frozen from step 3, a checkpoint every 2 steps
+    line = command("autoencoder", "--tiles", tiny_tiles, "--steps", 8)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
+    killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=2)
+    whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "killed"))
+    assert whole is not None and killed is not None
+    assert len(same_tensors(whole.folder, killed.folder)) == 5
+    same_tensors(tmp_path / "whole/autoencoder", tmp_path / "killed/autoencoder")
+
+
+def test_a_trained_folder_loads_as_pathup_and_as_stable_diffusion(tmp_path, tiny_tiles, tiny_autoencoder):
+    from diffusers import StableDiffusionPipeline
+
+    folder = diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder)
+    pipeline = PathUpPipeline.from_pretrained(folder)
+    assert pipeline.labels == ["A", "B"]
+    first = pipeline("A", "patch", seed=1, output_type="pt")
+    assert first.shape == (1, 3, 32, 32)
+    plain = StableDiffusionPipeline(
+        vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer, unet=pipeline.unet,
+        scheduler=pipeline.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    image = plain(pipeline.prompt("A", "patch"), num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (32, 32, 3)
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"recipe.yaml", "losses.jsonl", "losses.png", "sheets", "tensorboard", "checkpoints", "latents", "model"} <= written
+    memory = load_file(folder / "feature_memory.safetensors")["memory_KD"]
+    assert memory.shape == (4, 32)  # 2 classes x 2 levels, by the middle block's width
+    lines = [json.loads(line) for line in (tmp_path / "run/losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tiny_folder_in_stable_diffusion_format_is_a_valid_start(tmp_path, tiny_tiles, recipe):
+    """Stands for Stable Diffusion 1.x/2.x: same classes and layout, PNDM scheduler, tiny widths."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    from pathup.model.components import build_components
+
+    parts = build_components(recipe)
+    StableDiffusionPipeline(
+        vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=parts.unet,
+        scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "sd")  # fmt: skip
+    folder = diffusion(tiny_tiles, tmp_path / "run", pretrained=str(tmp_path / "sd"))
+    pipeline = PathUpPipeline.from_pretrained(folder)
+    assert pipeline.scheduler.config.prediction_type == "epsilon"  # the folder's, not the recipe's v_prediction
+    assert pipeline("B", "overview", seed=0)[0].size == (32, 32)
+
+
+def test_without_patho_align_every_prompt_is_the_same(tmp_path, tiny_tiles, tiny_autoencoder):
+    folder = diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, patho_align=False)
+    pipeline = PathUpPipeline.from_pretrained(folder)
+    assert pipeline.prompt("A", "patch") == pipeline.prompt("B", "overview") == "histopathology"
+    assert "L_e" not in (tmp_path / "run/losses.jsonl").read_text()
+
+
+def test_level_trains_on_that_levels_tiles_alone(tmp_path, tiny_tiles, tiny_autoencoder):
+    diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, level="overview", steps=2)
+    import numpy as np
+
+    assert np.load(tmp_path / "run/latents/latents.npy", mmap_mode="r").shape == (2, 1, 4, 8, 8)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_and_none_valid_stops(tmp_path, tiny_tiles, tiny_autoencoder):
+    run = tmp_path / "run"
+    diffusion(tiny_tiles, run, tiny_autoencoder)
+    newest, older = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    whole = load_file(newest / "unet.safetensors")
+    data = (newest / "unet.safetensors").read_bytes()
+    (newest / "unet.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.warns(UserWarning, match=r"step-00000006 is skipped: unet.safetensors is damaged"):
+        diffusion(tiny_tiles, run, tiny_autoencoder, resume=True)
+    again = load_file(newest / "unet.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    for folder in (newest, older):
+        (folder / "manifest.json").unlink(missing_ok=True)
+    with pytest.warns(UserWarning), pytest.raises(PathUpError, match="none of the .* checkpoints .* is complete"):
+        diffusion(tiny_tiles, run, tiny_autoencoder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"autoencoder": None}, "an autoencoder is needed"),
+        ({"autoencoder": "/nowhere/at/all"}, "is not a folder"),
+        ({"precision": "fp8"}, "'diffusion.precision' is 'fp8'"),
+        ({"level": "pach"}, "did you mean 'patch'"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(tmp_path, tiny_tiles, tiny_autoencoder, changes, sentence):
+    with pytest.raises(PathUpError, match=sentence):
+        diffusion(tiny_tiles, tmp_path / "run", **{"autoencoder": tiny_autoencoder, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_runs_folder_is_refused(tmp_path, tiny_tiles, tiny_autoencoder):
+    diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, steps=1)
+    with pytest.raises(PathUpError, match="holds another run"):
+        diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, seed=5, resume=True)
+    with pytest.raises(PathUpError, match="add --resume"):
+        diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, steps=1)
+
+
+def test_a_trained_autoencoder_loads_and_its_latents_are_normalised(tmp_path, tiny_tiles):
+    from pathup.model.components import load_autoencoder
+
+    folder = train_autoencoder(tiny_tiles, tmp_path / "run", "tiny", pretrained=None, changes={}, **QUIET)
+    vae = load_autoencoder(folder)
+    assert vae.config.scaling_factor == 1.0
+    with pytest.raises(PathUpError, match="holds another run"):
+        diffusion(tiny_tiles, tmp_path / "run", folder)
