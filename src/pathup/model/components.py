@@ -135,7 +135,7 @@ def build_scheduler(recipe: Recipe) -> DDIMScheduler:
     )
 
 
-def make_scheduler(name: str, config: Any) -> SchedulerMixin:
+def make_scheduler(name: str, config: Any) -> Any:
     """A fresh scheduler of the given name for a trained schedule (any diffusers scheduler's config)."""
     if name not in SCHEDULERS:
         raise unknown("scheduler", name, SCHEDULERS)

@@ -43,6 +43,13 @@ class PathUpPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
 
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+    config: Any
+
     def __init__(
         self,
         vae: AutoencoderKL,
@@ -141,7 +148,7 @@ class PathUpPipeline(DiffusionPipeline):
         latents = latents_BCHW.to(self.vae.device, self.vae.dtype)
         return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
 
-    def make_scheduler(self, name: str | None = None) -> SchedulerMixin:
+    def make_scheduler(self, name: str | None = None) -> Any:
         """A fresh scheduler (``ddim``, ``dpmpp_2m``, ``unipc``, ``euler``) for the trained noise schedule."""
         return make_scheduler(name or self.sampling.scheduler, self.scheduler.config)
 

@@ -1,0 +1,94 @@
+"""The pipeline: what it knows, that its images depend on (seed, label, level, index) alone, and its errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pathup import PathUpPipeline
+from pathup.errors import PathUpError
+from pathup.model.components import SCHEDULERS
+from pathup.model.pipeline import build_pipeline, load_pipeline
+from pathup.recipes import Recipe
+
+
+@pytest.fixture(scope="module")
+def pipeline(recipe: Recipe) -> PathUpPipeline:
+    return build_pipeline(recipe)
+
+
+def test_it_survives_saving_and_loading(tmp_path, pipeline):
+    pipeline.save_pretrained(tmp_path / "model", safe_serialization=True)
+    again = PathUpPipeline.from_pretrained(tmp_path / "model")
+    assert again.labels == ["A", "B"]
+    assert again.level_names == ["overview", "patch"]
+    assert again.level("overview")["mpp"] == 2.0  # 128 px at 0.5 um shrunk to 32 px
+    assert again.sampling == pipeline.sampling
+    one, other = (p(["A", "B"], "patch", 2, seed=3, output_type="pt") for p in (pipeline, again))
+    assert torch.equal(one, other)
+    assert not list((tmp_path / "model").rglob("*.bin"))  # safetensors only
+
+
+def test_an_image_depends_on_seed_label_level_and_index_alone(pipeline):
+    alone = pipeline("B", "patch", 1, seed=7, first_index=2, output_type="latent")
+    among = pipeline(["A", "B"], "patch", 3, seed=7, output_type="latent")
+    assert torch.allclose(alone[0], among[5], atol=1e-5)  # batched convolutions differ in the last bits
+    assert not torch.allclose(among[0], among[1], atol=1e-2)
+    assert not torch.allclose(among[0], among[3], atol=1e-2)
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+def test_every_scheduler_draws(pipeline, scheduler):
+    image = pipeline("A", "overview", seed=1, scheduler=scheduler, num_inference_steps=4, output_type="np")
+    assert image.shape == (1, 32, 32, 3)
+    assert np.isfinite(image).all()
+
+
+def test_guidance_1_is_the_prompted_prediction_and_0_the_empty_one(pipeline):
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompted = pipeline.encode_prompts([pipeline.prompt("A", "patch")] * 2)
+    empty = pipeline.encode_prompts(["", ""])
+    time = torch.tensor(300)
+    at = {g: pipeline.predict(latents, time, prompted, empty, g) for g in (0.0, 1.0, 2.0)}
+    assert torch.allclose(at[0.0], pipeline.predict(latents, time, empty, empty, 1.0), atol=1e-5)
+    assert torch.allclose(at[2.0] - at[1.0], at[1.0] - at[0.0], atol=1e-4)  # linear in guidance
+
+
+def test_the_callback_sees_every_step_and_can_change_the_latents(pipeline):
+    seen = []
+
+    def zero(pipe, step, timestep, values):
+        seen.append(int(timestep))
+        return {"latents": torch.zeros_like(values["latents"])}
+
+    latents = pipeline("A", seed=0, num_inference_steps=3, output_type="latent", callback_on_step_end=zero)
+    assert len(seen) == 3
+    assert seen == sorted(seen, reverse=True)
+    assert latents.abs().max() == 0
+
+
+def test_prompts_are_far_enough_apart_to_be_told_from_each_other(pipeline):
+    texts = [pipeline.prompt(label, level) for label in pipeline.labels for level in pipeline.level_names]
+    embeddings = pipeline.encode_prompts([*texts, ""])
+    for i in range(len(embeddings)):
+        for j in range(i):
+            cosine = torch.nn.functional.cosine_similarity(embeddings[i], embeddings[j], dim=-1)
+            assert cosine.min() < 0.8  # at some word: random directions in 16 dimensions, three deviations of 0.25
+
+
+@pytest.mark.parametrize(
+    ("label", "level", "sentence"),
+    [("a1", "patch", "unknown label 'a1'"), ("A", "overviw", "did you mean 'overview'")],
+)
+def test_unknown_names_are_told_with_the_nearest(pipeline, label, level, sentence):
+    with pytest.raises(PathUpError, match=sentence):
+        pipeline(label, level)
+
+
+def test_a_folder_that_is_no_model_is_one_sentence(tmp_path):
+    with pytest.raises(PathUpError, match="holds no model"):
+        load_pipeline(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(PathUpError, match="does not load"):
+        load_pipeline(tmp_path)
