@@ -84,7 +84,13 @@ def test_pooled_is_the_mean_over_space_of_length_1():
 def _worker(rank: int, world: int, port: int, batch: tuple[torch.Tensor, torch.Tensor], results) -> None:
     import os
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+    }
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)

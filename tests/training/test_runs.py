@@ -24,9 +24,13 @@ QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
 
 def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **changes: object) -> Path:
     settings = {
-        "pretrained": None, "autoencoder": None if autoencoder is None else str(autoencoder), "level": None, "latents": None,
-        "gradient_checkpointing": False, **QUIET,
-    }  # fmt: skip
+        "pretrained": None,
+        "autoencoder": None if autoencoder is None else str(autoencoder),
+        "level": None,
+        "latents": None,
+        "gradient_checkpointing": False,
+        **QUIET,
+    }
     settings |= {key: changes.pop(key) for key in list(changes) if key in settings}
     return train_diffusion(tiles, output, "tiny", changes=changes, **settings)
 
@@ -41,7 +45,10 @@ def killed_again_and_again(line: list[str], run: Path, kills: int) -> None:
     for attempt in range(kills):
         before = set((run / "checkpoints").glob("*"))
         process = subprocess.Popen(
-            [*line, *(["--resume"] if attempt else [])], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            [*line, *(["--resume"] if attempt else [])],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 120
         while set((run / "checkpoints").glob("*")) <= before and process.poll() is None and time.monotonic() < deadline:
@@ -72,8 +79,11 @@ def test_a_run_killed_many_times_ends_bit_for_bit_like_an_unbroken_one(tmp_path,
     assert whole is not None and killed is not None
     assert whole.step == killed.step == 34
     assert same_tensors(whole.folder, killed.folder) == [
-        "average.safetensors", "feature_memory.safetensors", "optimizer.safetensors", "unet.safetensors"
-    ]  # fmt: skip
+        "average.safetensors",
+        "feature_memory.safetensors",
+        "optimizer.safetensors",
+        "unet.safetensors",
+    ]
     # losses, learning rates and gradient norms of every step are those of the unbroken run
     assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / "killed/losses.jsonl").read_text()
     same_tensors(tmp_path / "whole/model/unet", tmp_path / "killed/model/unet")
@@ -100,13 +110,28 @@ def test_a_trained_folder_loads_as_pathup_and_as_stable_diffusion(tmp_path, tiny
     first = pipeline("A", "patch", seed=1, output_type="pt")
     assert first.shape == (1, 3, 32, 32)
     plain = StableDiffusionPipeline(
-        vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer, unet=pipeline.unet,
-        scheduler=pipeline.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=pipeline.tokenizer,
+        unet=pipeline.unet,
+        scheduler=pipeline.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     image = plain(pipeline.prompt("A", "patch"), num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (32, 32, 3)
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"recipe.yaml", "losses.jsonl", "losses.png", "sheets", "tensorboard", "checkpoints", "latents", "model"} <= written
+    assert {
+        "recipe.yaml",
+        "losses.jsonl",
+        "losses.png",
+        "sheets",
+        "tensorboard",
+        "checkpoints",
+        "latents",
+        "model",
+    } <= written
     memory = load_file(folder / "feature_memory.safetensors")["memory_KD"]
     assert memory.shape == (4, 32)  # 2 classes x 2 levels, by the middle block's width
     lines = [json.loads(line) for line in (tmp_path / "run/losses.jsonl").read_text().splitlines()]
@@ -121,10 +146,17 @@ def test_a_tiny_folder_in_stable_diffusion_format_is_a_valid_start(tmp_path, tin
 
     parts = build_components(recipe)
     StableDiffusionPipeline(
-        vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=parts.unet,
-        scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(tmp_path / "sd")  # fmt: skip
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=PNDMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "sd")
     folder = diffusion(tiny_tiles, tmp_path / "run", pretrained=str(tmp_path / "sd"))
     pipeline = PathUpPipeline.from_pretrained(folder)
     assert pipeline.scheduler.config.prediction_type == "epsilon"  # the folder's, not the recipe's v_prediction
@@ -158,7 +190,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_none_valid_stops(tmp_path, t
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     for folder in (newest, older):
         (folder / "manifest.json").unlink(missing_ok=True)
-    with pytest.warns(UserWarning), pytest.raises(PathUpError, match="none of the .* checkpoints .* is complete"):
+    with pytest.warns(UserWarning), pytest.raises(PathUpError, match=r"none of the .* checkpoints .* is complete"):
         diffusion(tiny_tiles, run, tiny_autoencoder, resume=True)
 
 

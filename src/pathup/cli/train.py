@@ -73,9 +73,9 @@ def diffusion(
     steps: Steps = None,
     seed: Seed = None,
     precision: Precision = None,
-    batch_size: Annotated[int | None, typer.Option(help="Tiles a process and forward, instead of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles a process and forward.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight of the feature entropy loss, instead of the recipe's.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the feature entropy loss.")] = None,
     patho_align: Annotated[
         bool, typer.Option("--patho-align/--no-patho-align", help="Prompts of class and level, or one neutral prompt.")
     ] = True,

@@ -29,7 +29,11 @@ class UNetWithFeatures(nn.Module):
         self.unet = unet
 
     def forward(
-        self, noisy_BCHW: torch.Tensor, timestep_B: torch.Tensor, prompts_BLD: torch.Tensor, empty_BLD: torch.Tensor | None
+        self,
+        noisy_BCHW: torch.Tensor,
+        timestep_B: torch.Tensor,
+        prompts_BLD: torch.Tensor,
+        empty_BLD: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prediction (B, C, H, W) and z (B, D), of length 1.
 

@@ -48,7 +48,7 @@ class Components:
 def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
     """An `AutoencoderKL` with random weights (drawn from the recipe's seed); scaling factor 1."""
     blocks = len(recipe.block_channels)
-    with _seeded(recipe.seed, "autoencoder"):
+    with _Seeded(recipe.seed, "autoencoder"):
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * blocks,
             up_block_types=("UpDecoderBlock2D",) * blocks,
@@ -88,7 +88,7 @@ def build_text_encoder(recipe: Recipe) -> tuple[CLIPTextModel, CLIPTokenizer]:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with _seeded(recipe.diffusion.seed, "text encoder"):
+    with _Seeded(recipe.diffusion.seed, "text encoder"):
         text_encoder = CLIPTextModel(config)
         # CLIP's own initial scale (0.02) leaves all prompts within a cosine of 0.99 of each other; words drawn
         # at unit scale are near-orthogonal, which is what cross-attention needs from an encoder that is not trained
@@ -102,7 +102,7 @@ def build_unet(recipe: Recipe, latent_channels: int, prompt_width: int) -> UNet2
     spec = recipe.model.unet
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in spec.attention)
     up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(spec.attention))
-    with _seeded(recipe.diffusion.seed, "unet"):
+    with _Seeded(recipe.diffusion.seed, "unet"):
         return UNet2DConditionModel(
             sample_size=recipe.sampling.window_latent,
             in_channels=latent_channels,
@@ -169,6 +169,7 @@ def load_pretrained(source: str | Path) -> Components:
     PathUpError
         The folder is missing or incomplete, or its parts do not fit each other.
     """
+
     def part(loader: Callable[..., Any], name: str, **settings: Any) -> Any:
         return load_part(loader, f"'{name}' of a Stable Diffusion model", source, subfolder=name, **settings)
 
@@ -194,9 +195,11 @@ def load_part(loader: Callable[..., Any], what: str, source: str | Path, **setti
     """Call a `from_pretrained` and turn what goes wrong into one sentence."""
     settings = {key: value for key, value in settings.items() if value is not None}
     path = Path(source)
-    if path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
-        if not path.is_dir():
-            raise PathUpError(f"{source} is not a folder; {what} in diffusers format (or a hub id such as org/name) was needed")
+    looks_like_a_hub_id = str(source).count("/") == 1 and str(source)[0] not in "/."
+    if not path.is_dir() and not looks_like_a_hub_id:
+        raise PathUpError(
+            f"{source} is not a folder; {what} in diffusers format (or a hub id such as org/name) was needed"
+        )
     try:
         return loader(str(source), **settings)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
@@ -206,7 +209,7 @@ def load_part(loader: Callable[..., Any], what: str, source: str | Path, **setti
         raise PathUpError(f"{source} does not load as {what}: {type(error).__name__}: {error}") from error
 
 
-class _seeded:
+class _Seeded:
     """Build modules under a seed of their own and leave torch's running generator as it was."""
 
     def __init__(self, seed: int, purpose: str) -> None:

@@ -53,5 +53,5 @@ class FeatureEntropyLoss(nn.Module):
 
 
 def pooled(features_BDHW: torch.Tensor) -> torch.Tensor:
-    """z of eq. 3: the mean over height and width, scaled to length 1; (B, D)."""
+    """The feature z of eq. 3: the mean over height and width, scaled to length 1; (B, D)."""
     return normalize(features_BDHW.float().mean((2, 3)), dim=1)

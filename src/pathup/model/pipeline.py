@@ -64,9 +64,7 @@ class PathUpPipeline(DiffusionPipeline):
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
-        )
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(
             classes=classes or [],
             levels=levels or [],
@@ -284,11 +282,14 @@ def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> 
     """
     path = Path(folder)
     if not (path / "model_index.json").is_file():
-        raise PathUpError(f"{folder} holds no model: a folder with model_index.json, as 'pathup train diffusion' writes, was needed")
+        raise PathUpError(
+            f"{folder} holds no model: a folder with model_index.json, as 'pathup train diffusion' writes, was needed"
+        )
     pipeline = load_part(PathUpPipeline.from_pretrained, "a PathUp model", path, use_safetensors=True)
     if not pipeline.config.classes or not pipeline.config.levels:
         raise PathUpError(
-            f"{folder} is a diffusers model that names no classes and levels; train it with 'pathup train diffusion --pretrained {folder}'"
+            f"{folder} is a diffusers model that names no classes and levels; "
+            f"train it with 'pathup train diffusion --pretrained {folder}'"
         )
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):

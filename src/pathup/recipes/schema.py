@@ -24,7 +24,11 @@ class Section(BaseModel):
 class ClassSpec(Section):
     """One lesion or tissue class of the taxonomy."""
 
-    label: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$", description="short name in files and on the command line")
+    label: str = Field(
+        min_length=1,
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="short name in files and on the command line",
+    )
     name: str = Field(min_length=1, description="the name that the prompt uses")
 
 
@@ -43,18 +47,20 @@ class TilesRecipe(Section):
 
     tile_px: Positive = Field(description="side of a tile (and of the model's window), in pixels")
     mpp: float = Field(gt=0, description="physical scale at which a field is measured, micrometres per pixel")
-    levels: list[LevelSpec] = Field(min_length=1)
+    levels: list[LevelSpec] = Field(min_length=1, description="the spatial levels")
     assume_mpp: float | None = Field(
         None, gt=0, description="mpp of region images that record none; whole slides that record none need `--mpp`"
     )
     min_tissue: Fraction = Field(0.25, description="least stained fraction of a tile; less is background")
     min_inside: Fraction = Field(0.5, description="least fraction of a tile inside its annotation")
-    split_by: Literal["patient", "slide", "region"] = "slide"
+    split_by: Literal["patient", "slide", "region"] = Field(
+        "slide", description="what must not be on both sides of a split"
+    )
     splits: dict[Literal["train", "val", "test"], Fraction] = Field(
         default={"train": 0.8, "val": 0.1, "test": 0.1},
         description="shares of a source that has no splits of its own",
     )
-    seed: int = 0
+    seed: int = Field(0, description="of the splits and of the draw that `max_per_class` makes")
 
     @model_validator(mode="after")
     def _check(self) -> TilesRecipe:
@@ -80,29 +86,45 @@ class TilesRecipe(Section):
 class AutoencoderRecipe(Section):
     """`AutoencoderKL` and its training, for those without a pretrained one."""
 
-    latent_channels: Positive = 4
-    block_channels: list[Positive] = Field(min_length=1, description="channels from full resolution down; each block after the first halves it")
-    layers_per_block: Positive = 1
-    norm_groups: Positive = 8
-    mid_attention: bool = False
-    steps: Positive = 1
-    batch_size: Positive = 16
-    crop_px: Positive = 128
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(100, ge=0)
-    kl_weight: float = Field(1e-3, ge=0, description="weight of the mean KL a latent dimension, beside the mean absolute error a value in [-1, 1]")
+    latent_channels: Positive = Field(4, description="channels of a latent")
+    block_channels: list[Positive] = Field(
+        min_length=1,
+        description="channels from full resolution down; each block after the first halves it",
+    )
+    layers_per_block: Positive = Field(1, description="residual layers a block")
+    norm_groups: Positive = Field(8, description="groups of each group normalisation")
+    mid_attention: bool = Field(False, description="self-attention in the middle block, as Stable Diffusion has it")
+    steps: Positive = Field(1, description="optimiser steps of the whole run")
+    batch_size: Positive = Field(16, description="crops a step")
+    crop_px: Positive = Field(128, description="side of a training crop")
+    learning_rate: float = Field(3e-4, gt=0, description="AdamW's, for autoencoder and discriminator")
+    decoder_learning_rate: float | None = Field(
+        None, gt=0, description="of the decoder and the discriminator from `freeze_encoder_at` on; unset: the same"
+    )
+    warmup_steps: int = Field(100, ge=0, description="the first steps, over which the learning rate rises linearly")
+    kl_weight: float = Field(
+        1e-3,
+        ge=0,
+        description="weight of the mean KL a latent dimension, beside the mean absolute error a value in [-1, 1]",
+    )
     gradient_weight: float = Field(1.0, ge=0, description="weight of the error of image gradients (at three scales)")
-    adversarial_weight: float = Field(0.1, ge=0)
-    feature_matching_weight: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss; 0: no discriminator")
+    feature_matching_weight: float = Field(
+        1.0, ge=0, description="weight of the error of the discriminator's features (the perceptual term)"
+    )
     adversarial_start: int = Field(0, ge=0, description="step at which the discriminator joins")
-    freeze_encoder_at: int | None = Field(None, ge=0, description="step from which only the decoder is trained, so that latents stay what they are")
-    discriminator_channels: Positive = 48
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Precision = "fp32"
-    checkpoint_every: Positive = 500
-    sample_every: Positive = 500
-    log_every: Positive = 20
-    seed: int = 0
+    freeze_encoder_at: int | None = Field(
+        None,
+        ge=0,
+        description="step from which only the decoder is trained, so that latents stay what they are",
+    )
+    discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the ones written out")
+    precision: Precision = Field("fp32", description="of the forward and backward passes; weights stay fp32")
+    checkpoint_every: Positive = Field(500, description="steps between checkpoints")
+    sample_every: Positive = Field(500, description="steps between sample sheets")
+    log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
+    seed: int = Field(0, description="of weights, crops and noise")
 
     @property
     def factor(self) -> int:
@@ -113,46 +135,53 @@ class AutoencoderRecipe(Section):
 class TextEncoderRecipe(Section):
     """The text encoder made when training from scratch: a small frozen CLIP text model over the taxonomy's words."""
 
-    hidden_size: Positive = 128
-    layers: Positive = 1
-    heads: Positive = 4
-    max_tokens: Positive = 16
+    hidden_size: Positive = Field(128, description="width of a prompt's embeddings")
+    layers: Positive = Field(1, description="transformer layers")
+    heads: Positive = Field(4, description="attention heads")
+    max_tokens: Positive = Field(16, description="length that prompts are padded to, start and end tokens included")
 
 
 class UNetRecipe(Section):
     """`UNet2DConditionModel` made when training from scratch."""
 
-    block_channels: list[Positive] = Field(min_length=1)
+    block_channels: list[Positive] = Field(min_length=1, description="channels from the window's resolution down")
     attention: list[bool] = Field(description="whether each block attends to the prompt")
-    layers_per_block: Positive = 1
-    head_channels: Positive = 32
-    norm_groups: Positive = 32
+    layers_per_block: Positive = Field(1, description="residual layers a block")
+    head_channels: Positive = Field(32, description="channels of an attention head")
+    norm_groups: Positive = Field(32, description="groups of each group normalisation")
 
     @model_validator(mode="after")
     def _check(self) -> UNetRecipe:
         if len(self.attention) != len(self.block_channels):
-            raise ValueError(f"attention has {len(self.attention)} entries for {len(self.block_channels)} block_channels")
+            raise ValueError(f"attention has {len(self.attention)} entries, block_channels {len(self.block_channels)}")
         return self
 
 
 class NoiseRecipe(Section):
     """The training noise schedule, as diffusers' schedulers name it."""
 
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    steps: Positive = 1000
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field(
+        "scaled_linear", description="how the noise grows; squaredcos_cap_v2 is the cosine schedule"
+    )
+    beta_start: float = Field(0.00085, description="variance added at the first step (not of the cosine schedule)")
+    beta_end: float = Field(0.012, description="variance added at the last step (not of the cosine schedule)")
+    steps: Positive = Field(1000, description="timesteps of the forward process")
+    prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
+        "epsilon", description="what the U-Net predicts: the noise, the velocity or the clean latent"
+    )
 
 
 class ModelRecipe(Section):
     """What is built when training from scratch, and the words of the prompt."""
 
-    prompt: str = Field("histopathology of {name}, {word}", description="template; {name} is the class's, {word} the level's")
+    prompt: str = Field(
+        "histopathology of {name}, {word}",
+        description="template; {name} is the class's, {word} the level's",
+    )
     neutral_prompt: str = Field("histopathology", description="the one prompt of a run without patho-align")
-    text_encoder: TextEncoderRecipe = TextEncoderRecipe()
-    unet: UNetRecipe
-    noise: NoiseRecipe = NoiseRecipe()
+    text_encoder: TextEncoderRecipe = Field(TextEncoderRecipe(), description="used without --pretrained")
+    unet: UNetRecipe = Field(description="used without --pretrained")
+    noise: NoiseRecipe = Field(NoiseRecipe(), description="used without --pretrained")
 
     @model_validator(mode="after")
     def _check(self) -> ModelRecipe:
@@ -165,9 +194,9 @@ class ModelRecipe(Section):
 class FeatureEntropyRecipe(Section):
     """Eq. 3 and 4 of the paper."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="off: L = L_r alone")
     beta: float = Field(0.1, ge=0, description="weight of the loss")
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, gt=0, description="tau")
     momentum: float = Field(0.99, ge=0, le=1, description="a of the memory's moving average")
     source: Literal["prompted", "unprompted"] = Field(
         "prompted", description="whether z has attended to the prompt (the paper's) or to the empty one"
@@ -178,59 +207,71 @@ class DiffusionRecipe(Section):
     """Patho-align training."""
 
     patho_align: bool = Field(True, description="prompts carry class and level; off: one neutral prompt for all tiles")
-    feature_entropy: FeatureEntropyRecipe = FeatureEntropyRecipe()
-    steps: Positive
-    batch_size: Positive
-    gradient_accumulation: Positive = 1
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    feature_entropy: FeatureEntropyRecipe = Field(FeatureEntropyRecipe(), description="the feature entropy loss")
+    steps: Positive = Field(description="optimiser steps of the whole run")
+    batch_size: Positive = Field(description="tiles a process and forward pass")
+    gradient_accumulation: Positive = Field(1, description="forward passes an optimiser step")
+    learning_rate: float = Field(gt=0, description="AdamW's")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    warmup_steps: int = Field(0, ge=0, description="the first steps, over which the learning rate rises linearly")
     decay_steps: int = Field(0, ge=0, description="the last steps over which the learning rate falls linearly to 0")
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     prompt_dropout: Fraction = Field(0.1, description="share of samples trained on the empty prompt, for guidance")
     min_snr_gamma: float | None = Field(None, gt=0, description="Hang et al. 2023; unset: every step weighs the same")
-    orientations: int = Field(1, ge=1, le=8, description="how many of the 8 flips and quarter turns of a tile are encoded and cached")
+    orientations: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="how many of the 8 flips and quarter turns of a tile are encoded and cached",
+    )
     balance_levels: bool = Field(False, description="draw levels and classes equally often instead of tiles")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Precision = "fp32"
-    encode_batch: Positive = 16
-    checkpoint_every: Positive = 500
-    keep_checkpoints: Positive = 2
-    sample_every: Positive = 1000
-    log_every: Positive = 20
-    seed: int = 0
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the ones written out")
+    precision: Precision = Field("fp32", description="of the forward and backward passes; weights stay fp32")
+    encode_batch: Positive = Field(16, description="tiles at once when the latent cache is filled")
+    checkpoint_every: Positive = Field(500, description="steps between checkpoints")
+    keep_checkpoints: Positive = Field(2, description="how many of the newest checkpoints stay")
+    sample_every: Positive = Field(1000, description="steps between sample sheets")
+    log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
+    seed: int = Field(0, description="of weights, order, noise and timesteps")
 
 
 class SamplingRecipe(Section):
     """How images are drawn; saved with the model as its defaults."""
 
-    scheduler: Literal["ddim", "dpmpp_2m", "unipc", "euler"] = "ddim"
-    steps: Positive = 50
+    scheduler: Literal["ddim", "dpmpp_2m", "unipc", "euler"] = Field("ddim", description="a diffusers scheduler")
+    steps: Positive = Field(50, description="timesteps of the scheduler, from pure noise")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is none")
-    strength: float = Field(0.6, gt=0, le=1, description="share of the noise that the enlarged overview gets before the canvas is denoised")
+    strength: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="share of the noise that the enlarged overview gets before the canvas is denoised",
+    )
     window_latent: Positive = Field(description="side of a window")
     overlap_latent: int = Field(ge=0, description="overlap of neighbouring windows")
-    window_batch: Positive = 16
+    window_batch: Positive = Field(16, description="windows, or tiles, at once: memory and speed only")
     weighted: bool = Field(True, description="eq. 6's weights; off: hard tiles, table 4's 'w/o w'")
     size_px: Positive = Field(2048, description="side of a large image")
 
     @model_validator(mode="after")
     def _check(self) -> SamplingRecipe:
         if self.overlap_latent >= self.window_latent:
-            raise ValueError(f"overlap_latent {self.overlap_latent} must be less than window_latent {self.window_latent}")
+            raise ValueError(
+                f"overlap_latent {self.overlap_latent} is not less than window_latent {self.window_latent}"
+            )
         return self
 
 
 class Recipe(Section):
     """Every number of an experiment."""
 
-    name: str = Field(min_length=1)
-    classes: list[ClassSpec] = Field(min_length=1)
-    tiles: TilesRecipe
-    model: ModelRecipe
-    autoencoder: AutoencoderRecipe
-    diffusion: DiffusionRecipe
-    sampling: SamplingRecipe
+    name: str = Field(min_length=1, description="the recipe's name, in messages and in what a run writes")
+    classes: list[ClassSpec] = Field(min_length=1, description="the taxonomy")
+    tiles: TilesRecipe = Field(description="how regions and slides are cut")
+    model: ModelRecipe = Field(description="what is built when training from scratch, and the prompt")
+    autoencoder: AutoencoderRecipe = Field(description="for those without a pretrained one")
+    diffusion: DiffusionRecipe = Field(description="patho-align training")
+    sampling: SamplingRecipe = Field(description="how images are drawn")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -145,18 +145,15 @@ class AutoencoderTrainer:
         return self.export()
 
     def _batches(self, workers: int) -> Iterator[torch.Tensor]:
-        loader = DataLoader(
-            self.crops, batch_size=None, sampler=range(self.step, self.spec.steps), num_workers=workers
-        )
+        loader = DataLoader(self.crops, batch_size=None, sampler=range(self.step, self.spec.steps), num_workers=workers)
         yield from loader
 
     def _train_step(self, real: torch.Tensor) -> dict[str, torch.Tensor]:
         spec, step = self.spec, self.step
         frozen = spec.freeze_encoder_at is not None and step >= spec.freeze_encoder_at
         adversarial = step >= spec.adversarial_start and spec.adversarial_weight > 0
-        rate = learning_rate(
-            step, peak=spec.learning_rate, warmup=spec.warmup_steps, total=spec.steps, decay=spec.steps // 5
-        )
+        peak = spec.decoder_learning_rate if frozen and spec.decoder_learning_rate else spec.learning_rate
+        rate = learning_rate(step, peak=peak, warmup=spec.warmup_steps, total=spec.steps, decay=spec.steps // 5)
         with self.accelerator.autocast():
             with torch.set_grad_enabled(not frozen):
                 posterior = self.vae.encode(real).latent_dist
@@ -262,7 +259,9 @@ class AutoencoderTrainer:
         vae = averaged(self.vae, self.average)
         real = self.crops[2**41][:8].to(self.accelerator.device)
         fake = vae.decode(vae.encode(real).latent_dist.mode()).sample
-        image_sheet(torch.stack([real, fake], 1).flatten(0, 1), self.folder / "sheets" / f"{self.step:08d}.png", columns=8)
+        image_sheet(
+            torch.stack([real, fake], 1).flatten(0, 1), self.folder / "sheets" / f"{self.step:08d}.png", columns=8
+        )
         journal.draw_curves()
 
 
@@ -286,7 +285,7 @@ def normalise_latents(vae: AutoencoderKL, mean_C: torch.Tensor, deviation_C: tor
     quant.weight[:channels] *= scale[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean_C) * scale
     quant.bias[channels:] += 2 * scale.log()  # the second half is the log-variance
-    post.bias += (post.weight[:, :, 0, 0] @ mean_C)
+    post.bias += post.weight[:, :, 0, 0] @ mean_C
     post.weight *= deviation_C[None, :, None, None]
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,5 +166,3 @@ def _clear_leftovers(root: Path) -> None:
     for pattern in (".partial-*", ".removing-*"):
         for folder in root.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
-
-

@@ -62,13 +62,23 @@ class Journal:
             try:
                 import wandb
             except ImportError:
-                raise PathUpError("--wandb needs the wandb package; install it with: pip install 'pathup[wandb]'") from None
-            self._wandb = wandb.init(project=self._project, dir=str(self._folder), name=self._folder.name, resume="allow")
+                raise PathUpError(
+                    "--wandb needs the wandb package; install it with: pip install 'pathup[wandb]'"
+                ) from None
+            self._wandb = wandb.init(
+                project=self._project, dir=str(self._folder), name=self._folder.name, resume="allow"
+            )
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left:"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True), speed_estimate_period=600,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            speed_estimate_period=600,
+        )
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=self._steps, completed=self._first, note="")
         return self
@@ -109,7 +119,10 @@ class Journal:
                 )
         if not self._active:
             return
-        with storage.clear_disk_errors(self._folder / LOSSES), (self._folder / LOSSES).open("a", encoding="utf-8") as file:
+        with (
+            storage.clear_disk_errors(self._folder / LOSSES),
+            (self._folder / LOSSES).open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

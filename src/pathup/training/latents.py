@@ -102,6 +102,7 @@ class LatentCache:
         side = self.tiles.pixels(0).shape[-1] // int(2 ** (len(self.vae.config.block_out_channels) - 1))
         shape = (len(self.tiles), self.orientations, self.vae.config.latent_channels, side, side)
         done = int(known["done"]) if known is not None and partial.exists() else 0
+        self.vae.to(memory_format=torch.channels_last)  # twice as fast at full resolution on a CPU
         with storage.clear_disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not done:
@@ -133,7 +134,7 @@ class LatentCache:
             tile, slot = divmod(item, self.orientations)
             turn = orientations_of(tile, self.orientations, self.seed)[slot]
             images.append(oriented(self.tiles.pixels(tile), turn))
-        pixels = torch.stack(images).to(device, self.vae.dtype) / 127.5 - 1
+        pixels = torch.stack(images).to(device, self.vae.dtype, memory_format=torch.channels_last) / 127.5 - 1
         latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
         return latents.to(torch.float16).cpu().numpy()
 

@@ -20,7 +20,6 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
-from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from pathup import __version__, draws, storage
@@ -52,7 +51,13 @@ class Batches(Dataset[Batch]):
     """Micro-batches by number: every draw a function of (seed, position in training)."""
 
     def __init__(
-        self, cache: LatentCache, spec: DiffusionRecipe, prompts: list[tuple[str, str]], timesteps: int, rank: int, world: int
+        self,
+        cache: LatentCache,
+        spec: DiffusionRecipe,
+        prompts: list[tuple[str, str]],
+        timesteps: int,
+        rank: int,
+        world: int,
     ) -> None:
         self._cache, self._spec, self._timesteps = cache, spec, timesteps
         self._rank, self._world = rank, world
@@ -227,9 +232,9 @@ class PathoAlignTrainer:
             self.cache,
             spec,
             self.prompts,
-            len(self.parts.scheduler.alphas_cumprod),
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            timesteps=len(self.parts.scheduler.alphas_cumprod),
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
         )
         numbers = range(self.step * spec.gradient_accumulation, spec.steps * spec.gradient_accumulation)
         yield from DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers)
@@ -350,7 +355,7 @@ class PathoAlignTrainer:
         images, titles = [], []
         for level in pipeline.level_names:
             pixels = pipeline(pipeline.labels, level, seed=self.spec.seed, output_type="pt")
-            images.append(pixels * 2 - 1)
+            images.append(torch.as_tensor(pixels) * 2 - 1)
             titles += [f"{label} {level}" for label in pipeline.labels]
         path = self.folder / "sheets" / f"{self.step:08d}.png"
         image_sheet(torch.cat(images), path, columns=len(pipeline.labels), titles=titles)

@@ -135,5 +135,6 @@ def _check_window(recipe: Recipe, parts: Components) -> None:
     if recipe.tiles.tile_px != recipe.sampling.window_latent * factor:
         raise PathUpError(
             f"tiles of {recipe.tiles.tile_px} px and an autoencoder that shrinks by {factor} give windows of "
-            f"{recipe.tiles.tile_px / factor:g}, but sampling.window_latent is {recipe.sampling.window_latent}; make them agree"
+            f"{recipe.tiles.tile_px / factor:g}, but sampling.window_latent is {recipe.sampling.window_latent}; "
+            "make them agree"
         )

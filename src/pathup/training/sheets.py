@@ -14,9 +14,7 @@ from pathup import storage
 GAP_PX = 4
 
 
-def image_sheet(
-    pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles: Sequence[str] | None = None
-) -> None:
+def image_sheet(pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles: Sequence[str] | None = None) -> None:
     """Write images in [-1, 1], row by row, as one PNG.
 
     Parameters

@@ -1,0 +1,1 @@
+"""Measuring synthetic tissue beside real tissue."""

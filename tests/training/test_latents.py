@@ -1,0 +1,72 @@
+"""The latent cache: what it holds, that it goes on after a stop, and that it refuses another model's latents."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pathup.errors import PathUpError
+from pathup.model.components import load_autoencoder
+from pathup.tiles.dataset import TileFolder
+from pathup.training import latents
+from pathup.training.autoencoder import oriented
+from pathup.training.latents import LatentCache, orientations_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(tiny_tiles, tiny_autoencoder, recipe):
+    return TileFolder.load(tiny_tiles, "train", recipe), load_autoencoder(tiny_autoencoder)
+
+
+def test_it_holds_each_orientations_latent(tmp_path, parts):
+    tiles, vae = parts
+    cache = LatentCache(tmp_path, tiles, vae, orientations=3, seed=1)
+    cache.fill(4, CPU, lambda done, total: None)
+    turn = orientations_of(5, 3, 1)[2]
+    pixels = oriented(tiles.pixels(5), turn)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = vae.encode(pixels).latent_dist.mode()[0]
+    assert torch.allclose(cache[5, 2], expected, atol=2e-3)  # half precision: 11 bits of values up to about 2
+
+
+def test_an_interrupted_encoding_goes_on_and_ends_the_same(tmp_path, parts, monkeypatch):
+    tiles, vae = parts
+    monkeypatch.setattr(latents, "NOTE_EVERY", 1)
+    whole = LatentCache(tmp_path / "whole", tiles, vae, orientations=1, seed=0)
+    whole.fill(4, CPU, lambda done, total: None)
+
+    class Killed(BaseException):
+        pass
+
+    def stop(done, total):
+        if done >= 20:
+            raise Killed
+
+    broken = LatentCache(tmp_path / "broken", tiles, vae, orientations=1, seed=0)
+    with pytest.raises(Killed):
+        broken.fill(4, CPU, stop)
+    assert not (tmp_path / "broken/latents.npy").exists()
+    seen = []
+    broken.fill(4, CPU, lambda done, total: seen.append(done))
+    assert seen[0] == 24  # went on behind the 20 that were noted
+    one, other = (np.load(tmp_path / name / "latents.npy") for name in ("whole", "broken"))
+    assert np.array_equal(one, other)
+
+
+def test_latents_of_another_autoencoder_are_refused(tmp_path, parts):
+    tiles, vae = parts
+    LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
+    with torch.no_grad():
+        next(vae.parameters()).add_(1)
+    with pytest.raises(PathUpError, match="made from other tiles or another autoencoder"):
+        LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
+
+
+def test_every_tile_keeps_itself_and_draws_others_without_repeats():
+    for index in range(20):
+        turns = orientations_of(index, 8, 3)
+        assert turns[0] == 0
+        assert sorted(turns) == list(range(8))
