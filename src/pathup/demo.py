@@ -29,7 +29,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pathup import __version__, storage
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
-from pathup.sampling.runs import GenerateRequest, choose_device, generate, peak_memory_bytes
+from pathup.sampling.device import choose_device, peak_memory_bytes
+from pathup.sampling.runs import GenerateRequest, generate
 from pathup.sampling.synthesis import check_size
 from pathup.sampling.tracking import forwards_of
 

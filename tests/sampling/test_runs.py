@@ -13,7 +13,8 @@ from PIL import Image
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling import runs
-from pathup.sampling.runs import GenerateRequest, choose_device, generate, model_sha256, peak_memory_bytes
+from pathup.sampling.device import choose_device, peak_memory_bytes
+from pathup.sampling.runs import GenerateRequest, generate, model_sha256
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,10 @@ import torch
 import transformers
 
 from pathup import __version__, storage
-from pathup.errors import PathUpError, unknown
+from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.recipes import SamplingRecipe
+from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.outputs import (
     Format,
     ImageFile,
@@ -38,7 +36,7 @@ from pathup.sampling.tracking import Progress, forwards_of
 from pathup.slides.images import read_image
 from pathup.slides.writer import check_target
 
-__all__ = ["GenerateReport", "GenerateRequest", "choose_device", "generate", "model_sha256", "peak_memory_bytes"]
+__all__ = ["GenerateReport", "GenerateRequest", "generate", "model_sha256"]
 
 ALL = "all"
 
@@ -153,7 +151,7 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
         check_target(request.out, overwrite=request.overwrite)
     run = _prepared(request, kind)
     report = GenerateReport(size_px=run.size_px, device=str(run.pipeline.unet.device))
-    with _clear_memory_errors():
+    with clear_memory_errors():
         if request.level is not None:
             _make_tiles(run, request.level, report, progress)
         elif kind is not None:
@@ -167,23 +165,6 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
     return report
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and name.partition(":")[0] != "cuda":
-        raise unknown("device", name, ["auto", "cpu", "cuda"])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise unknown("device", name, ["auto", "cpu", "cuda"]) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PathUpError(
-            f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return device
-
-
 def model_sha256(folder: Path) -> str:
     """One hash of a model: of the names and contents of its index and its components' files."""
     index = storage.read_json(folder / "model_index.json")
@@ -192,20 +173,6 @@ def model_sha256(folder: Path) -> str:
     files += [path for part in parts for path in sorted(part.iterdir()) if path.is_file()]
     lines = [f"{storage.sha256_file(path)} {path.relative_to(folder).as_posix()}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: the GPU's allocations on a GPU, else this process's resident memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _prepared(request: GenerateRequest, kind: Format | None) -> _Run:
@@ -398,17 +365,3 @@ def _tile_provenance(run: _Run, label: str, level: str, index: int) -> dict[str,
         "index": index,
         "sampling": sampling,
     }
-
-
-@contextmanager
-def _clear_memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise PathUpError(
-            "the memory is not enough for this; lower --window-batch or --size, or use a device with more memory"
-        ) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise PathUpError("the memory is not enough for this; lower --window-batch or --size") from error

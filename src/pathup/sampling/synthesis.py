@@ -61,7 +61,7 @@ class Synthesis:
     size_px: tuple[int, int]
     mpp: float
     settings: SamplingRecipe
-    latents_CHW: torch.Tensor  # noqa: N815  the house's shape suffix
+    latents_CHW: torch.Tensor
     overview: np.ndarray
     overview_is_drawn: bool
     forwards: int

@@ -1,0 +1,59 @@
+"""The device that sampling runs on, and what it says of its memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pathup.errors import PathUpError, unknown
+
+__all__ = ["choose_device", "clear_memory_errors", "peak_memory_bytes"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and name.partition(":")[0] != "cuda":
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ["auto", "cpu", "cuda"]) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PathUpError(
+            f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: the GPU's allocations on a GPU, else this process's resident memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def clear_memory_errors() -> Iterator[None]:
+    """Turn running out of memory, on the GPU or off it, into one sentence."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise PathUpError(
+            "the memory is not enough for this; lower --window-batch or --size, or use a device with more memory"
+        ) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise PathUpError("the memory is not enough for this; lower --window-batch or --size") from error
