@@ -21,9 +21,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import diffusers
+import matplotlib
 import numpy as np
 import tifffile
 import torch
+import transformers
 from PIL import Image, ImageDraw, ImageFont
 
 from pathup import __version__, storage
@@ -136,6 +139,8 @@ def demonstrate(request: DemoRequest) -> dict[str, Any]:
         )
     if request.threads is not None:
         torch.set_num_threads(request.threads)
+    diffusers.utils.logging.disable_progress_bar()  # our own lines are about images
+    transformers.utils.logging.disable_progress_bar()
     with tell.stage(seconds, "load", f"loading {request.model}"):
         pipeline = load_pipeline(request.model, device=choose_device(request.device))
     label = request.label or pipeline.labels[0]
@@ -213,7 +218,8 @@ def _draw_tiles(
 def _sheet(pipeline: PathUpPipeline, images: dict[tuple[str, str], list[Image.Image]]) -> Image.Image:
     """A row a class, a group of columns a level; every tile pixel for pixel, titles above and beside."""
     side, count = int(pipeline.config.tile_px), len(next(iter(images.values())))
-    font, small = ImageFont.load_default(_TITLE_PX), ImageFont.load_default(_TITLE_PX - 4)
+    letters = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own font has no µ
+    font, small = ImageFont.truetype(letters, _TITLE_PX), ImageFont.truetype(letters, _TITLE_PX - 4)
     titles = {label: _name_of(pipeline, label) for label in pipeline.labels}
     widest = max(small.getlength(name) for name in titles.values())
     left = int(max(widest, *(font.getlength(label) for label in titles))) + 3 * _GAP_PX

@@ -56,12 +56,15 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same(tmp_path, parts, monk
     assert np.array_equal(one, other)
 
 
-def test_latents_of_another_autoencoder_are_refused(tmp_path, parts):
+def test_latents_of_another_encoder_are_refused_and_another_decoder_is_welcome(tmp_path, parts):
     tiles, vae = parts
     LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
     with torch.no_grad():
-        next(vae.parameters()).add_(1)
-    with pytest.raises(PathUpError, match="made from other tiles or another autoencoder"):
+        next(vae.decoder.parameters()).add_(1)
+    LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
+    with torch.no_grad():
+        next(vae.encoder.parameters()).add_(1)
+    with pytest.raises(PathUpError, match="made from other tiles or another encoder"):
         LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from pathup import PathUpPipeline
@@ -225,3 +226,27 @@ def test_a_trained_autoencoder_loads_and_its_latents_are_normalised(tmp_path, ti
     assert vae.config.scaling_factor == 1.0
     with pytest.raises(PathUpError, match="holds another run"):
         diffusion(tiny_tiles, tmp_path / "run", folder)
+
+
+def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
+    # without dropped prompts: with them, the means of L_e over unequal counts differ between processes by design
+    values = recipe.model_dump(mode="json")
+    values["diffusion"] |= {"prompt_dropout": 0.0, "steps": 4}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    arguments = ["pathup", "train", "diffusion", "--recipe", tmp_path / "recipe.yaml", "--cpu"]
+    arguments += ["--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = [sys.executable, "-m", *arguments, "--batch-size", 8, "--output", tmp_path / "one"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"]
+    two = [*launcher, *arguments, "--batch-size", 4, "--output", tmp_path / "two"]
+    for line in (one, two):
+        subprocess.run([str(part) for part in line], env=environment, check=True, capture_output=True)
+    a, b = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("one", "two"))
+    assert a is not None
+    assert b is not None
+    memory = [checkpoint.tensors("feature_memory")["memory_KD"] for checkpoint in (a, b)]
+    assert torch.allclose(*memory, atol=1e-5)  # sums in another order, four times
+    weights = [checkpoint.tensors("unet")["conv_in.weight"] for checkpoint in (a, b)]
+    assert torch.allclose(*weights, atol=1e-4)  # Adam turns rounding of near-0 gradients into steps of that size
+    losses = [[json.loads(line)["L_r"] for line in (tmp_path / run / "losses.jsonl").open()] for run in ("one", "two")]
+    assert len(losses[0]) == len(losses[1]) == 4

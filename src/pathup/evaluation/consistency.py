@@ -251,7 +251,7 @@ def consistency(
 def _views(
     extractor: Extractor, sets: dict[str, Tiles], labels: list[str], progress: Progress | None
 ) -> dict[str, dict[str, Any]]:
-    views = {}
+    views: dict[str, dict[str, Any]] = {}
     for view in VIEWS:
         features = {}
         for name, tiles in sets.items():

@@ -6,6 +6,7 @@ were made from. An interrupted encoding goes on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -24,14 +25,13 @@ from pathup.training.autoencoder import oriented
 NOTE_EVERY = 32  # batches between two notes of progress
 
 
-def state_sha256(module: torch.nn.Module) -> str:
-    """A hash of a module's weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+def encoder_sha256(vae: AutoencoderKL) -> str:
+    """A hash of what makes latents: the encoder's weights and the scaling factor. The decoder may go on learning."""
+    digest = hashlib.sha256(repr(float(vae.config.scaling_factor)).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -65,7 +65,7 @@ class LatentCache:
     def _made_from(self) -> dict[str, Any]:
         return {
             "tiles": self.tiles.fingerprint(),
-            "autoencoder": state_sha256(self.vae),
+            "encoder": encoder_sha256(self.vae),
             "orientations": self.orientations,
             "seed": self.seed,
         }
@@ -85,14 +85,14 @@ class LatentCache:
         Raises
         ------
         PathUpError
-            The disk is full, or the cache was made from other tiles or another autoencoder.
+            The disk is full, or the cache was made from other tiles or another encoder.
         """
         made_from, note = self._made_from, self.folder / "latents.json"
         path, partial = self.folder / "latents.npy", self.folder / "latents.partial.npy"
         known = storage.read_json(note) if note.exists() else None
         if known is not None and known["made_from"] != made_from:
             raise PathUpError(
-                f"the latents in {self.folder} were made from other tiles or another autoencoder; "
+                f"the latents in {self.folder} were made from other tiles or another encoder; "
                 "remove that folder, or name another with --latents"
             )
         total = len(self.tiles) * self.orientations

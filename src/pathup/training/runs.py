@@ -12,7 +12,7 @@ from pathup.model.components import Components, build_components, load_autoencod
 from pathup.recipes import Recipe, load_recipe, recipe_from_dict
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
-from pathup.training.latents import state_sha256
+from pathup.training.latents import encoder_sha256
 
 FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch"}
 """Fields that may differ when a run is resumed: how far it goes and how often it saves, not what it is."""
@@ -112,7 +112,7 @@ def train_diffusion(
         },
         "tiles": data.fingerprint(),
         "level": level,
-        "autoencoder": state_sha256(parts.vae),
+        "encoder": encoder_sha256(parts.vae),
         "pretrained": pretrained,
     }
     with PartialState(cpu=cpu).main_process_first():
