@@ -50,7 +50,7 @@ def best_of(repeats: int, work: Callable[[], torch.Tensor]) -> tuple[float, torc
 def loaded(asked: argparse.Namespace) -> tuple[PathUpPipeline, dict[str, Any]]:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    if asked.model is not None or SHIPPED.is_dir():
+    if asked.model is not None or (SHIPPED / "model_index.json").is_file():
         folder = asked.model or SHIPPED
         return load_pipeline(folder), {"model": folder.as_posix(), "model_sha256": model_sha256(folder)}
     pipeline = build_pipeline(load_recipe(asked.recipe))

@@ -182,7 +182,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_none_valid_stops(tmp_path, t
     run = tmp_path / "run"
     diffusion(tiny_tiles, run, tiny_autoencoder)
     newest, older = sorted((run / "checkpoints").glob("step-*"), reverse=True)
-    whole = load_file(newest / "unet.safetensors")
+    whole = {name: value.clone() for name, value in load_file(newest / "unet.safetensors").items()}  # mapped
     data = (newest / "unet.safetensors").read_bytes()
     (newest / "unet.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.warns(UserWarning, match=r"step-00000006 is skipped: unet.safetensors is damaged"):

@@ -33,8 +33,12 @@ class Checkpoint:
     step: int
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors saved under `name`, on the CPU."""
-        return load_file(self.folder / f"{name}.safetensors")
+        """The tensors saved under `name`, on the CPU.
+
+        They are copied out of the file, which is only mapped into memory: what happens to it later does not
+        change them.
+        """
+        return {key: value.clone() for key, value in load_file(self.folder / f"{name}.safetensors").items()}
 
     def values(self) -> dict[str, Any]:
         """The plain values saved beside the tensors."""

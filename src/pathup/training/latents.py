@@ -31,7 +31,7 @@ def encoder_sha256(vae: AutoencoderKL) -> str:
     for name, value in sorted(vae.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.")):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()
 
 
