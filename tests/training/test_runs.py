@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -59,6 +60,31 @@ def killed_again_and_again(line: list[str], run: Path, kills: int) -> None:
     subprocess.run([*line, "--resume"], env=environment, check=True, capture_output=True)
 
 
+def killed_at_random_moments(line: list[str], run: Path, steps: int, kills: int, seed: int) -> list[int]:
+    """Start, `kill -9` a drawn time after a drawn step was logged, resume; then let it end. Returns the steps."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    draw = random.Random(seed)
+    moments = sorted(draw.sample(range(steps), kills))
+    for attempt, moment in enumerate(moments):
+        process = subprocess.Popen(
+            [*line, *(["--resume"] if attempt else [])],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        log, deadline = run / "losses.jsonl", time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (len(log.read_text().splitlines()) if log.exists() else 0) >= moment:
+                break
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.1))  # two or three steps of 'tiny': anywhere in a step, a log line, a checkpoint
+        assert process.poll() is None, "the run had ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run([*line, "--resume"], env=environment, check=True, capture_output=True)
+    return moments
+
+
 def same_tensors(one: Path, other: Path) -> list[str]:
     """Names of the files in two checkpoints whose tensors are bit-for-bit equal; asserts that all are."""
     names = sorted(path.name for path in one.glob("*.safetensors"))
@@ -76,18 +102,23 @@ def test_a_run_killed_many_times_ends_bit_for_bit_like_an_unbroken_one(tmp_path,
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
     killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=4)
-    whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "killed"))
-    assert whole is not None and killed is not None
-    assert whole.step == killed.step == 34
-    assert same_tensors(whole.folder, killed.folder) == [
-        "average.safetensors",
-        "feature_memory.safetensors",
-        "optimizer.safetensors",
-        "unet.safetensors",
-    ]
-    # losses, learning rates and gradient norms of every step are those of the unbroken run
-    assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / "killed/losses.jsonl").read_text()
-    same_tensors(tmp_path / "whole/model/unet", tmp_path / "killed/model/unet")
+    # drawn among the first 30 steps: the last few pass while a kill is still being sent
+    line_at_random = [*line, "--output", str(tmp_path / "at_random")]
+    moments = killed_at_random_moments(line_at_random, tmp_path / "at_random", steps=30, kills=4, seed=1)
+    assert moments[-1] >= 13  # one at least in the second epoch or later
+    for broken in ("killed", "at_random"):
+        whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", broken))
+        assert whole is not None and killed is not None
+        assert whole.step == killed.step == 34
+        assert same_tensors(whole.folder, killed.folder) == [
+            "average.safetensors",
+            "feature_memory.safetensors",
+            "optimizer.safetensors",
+            "unet.safetensors",
+        ]
+        # losses, learning rates and gradient norms of every step are those of the unbroken run
+        assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / broken / "losses.jsonl").read_text()
+        same_tensors(tmp_path / "whole/model/unet", tmp_path / broken / "model/unet")
 
 
 def test_an_autoencoder_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path, tiny_tiles):
@@ -229,9 +260,10 @@ def test_a_trained_autoencoder_loads_and_its_latents_are_normalised(tmp_path, ti
 
 
 def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
-    # without dropped prompts: with them, the means of L_e over unequal counts differ between processes by design
+    # half of the prompts dropped: each process then has another number of terms of L_e, and beta 1 makes them count
     values = recipe.model_dump(mode="json")
-    values["diffusion"] |= {"prompt_dropout": 0.0, "steps": 4}
+    values["diffusion"] |= {"prompt_dropout": 0.5, "steps": 4}
+    values["diffusion"]["feature_entropy"]["beta"] = 1.0
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     arguments = ["pathup", "train", "diffusion", "--recipe", tmp_path / "recipe.yaml", "--cpu"]
     arguments += ["--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
@@ -248,5 +280,8 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_t
     assert torch.allclose(*memory, atol=1e-5)  # sums in another order, four times
     weights = [checkpoint.tensors("unet")["conv_in.weight"] for checkpoint in (a, b)]
     assert torch.allclose(*weights, atol=1e-4)  # Adam turns rounding of near-0 gradients into steps of that size
-    losses = [[json.loads(line)["L_r"] for line in (tmp_path / run / "losses.jsonl").open()] for run in ("one", "two")]
+    losses = [[json.loads(line) for line in (tmp_path / run / "losses.jsonl").open()] for run in ("one", "two")]
     assert len(losses[0]) == len(losses[1]) == 4
+    for joint, halves in zip(*losses, strict=True):
+        for name in ("L_r", "L_e"):
+            assert joint[name] == pytest.approx(halves[name], rel=1e-3), name  # rounding, as of the weights above

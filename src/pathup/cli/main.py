@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
     "train": "Train an autoencoder or a diffusion model on tiles.",
     "generate": "Synthesise large tissue images, or single tiles, from a trained model.",
+    "export": "Copy a trained model to pass on, in half the size if wanted.",
 }
 """Verb to its line in ``pathup --help``, in the order in which they are used; each is `pathup.cli.VERB`."""
 

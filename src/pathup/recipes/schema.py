@@ -108,6 +108,9 @@ class AutoencoderRecipe(Section):
         description="weight of the mean KL a latent dimension, beside the mean absolute error a value in [-1, 1]",
     )
     gradient_weight: float = Field(1.0, ge=0, description="weight of the error of image gradients (at three scales)")
+    texture_weight: float = Field(
+        0.0, ge=0, description="weight of the error of the log amplitude of local detail, from `adversarial_start` on"
+    )
     adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss; 0: no discriminator")
     feature_matching_weight: float = Field(
         1.0, ge=0, description="weight of the error of the discriminator's features (the perceptual term)"
@@ -117,6 +120,12 @@ class AutoencoderRecipe(Section):
         None,
         ge=0,
         description="step from which only the decoder is trained, so that latents stay what they are",
+    )
+    decoder_noise: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation of noise on the normalised latents from `freeze_encoder_at` on, so that the "
+        "decoder bears the small errors of sampled latents",
     )
     discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the ones written out")

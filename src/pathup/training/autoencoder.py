@@ -3,7 +3,8 @@
 The data flow: crops of tiles (a function of the seed and the position in training) are encoded to a posterior,
 sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, a patch
 discriminator. At `freeze_encoder_at` the averaged weights take over, latents are normalised to mean 0 and
-deviation 1 a channel, and only the decoder goes on learning: latents made from then on stay valid.
+deviation 1 a channel, and only the decoder goes on learning, on latents with a little noise (`decoder_noise`) such as
+sampled ones have: latents made from then on stay valid.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathup.training.discriminator import (
     discriminator_loss,
     feature_matching_loss,
     gradient_loss,
+    texture_loss,
 )
 from pathup.training.journal import Journal
 from pathup.training.schedules import TileOrder, ema_decay, learning_rate
@@ -158,7 +160,8 @@ class AutoencoderTrainer:
             with torch.set_grad_enabled(not frozen):
                 posterior = self.vae.encode(real).latent_dist
             noise = draws.normal(tuple(posterior.mean.shape), spec.seed, "posterior", step).to(real.device)
-            fake = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+            spread = (posterior.var + spec.decoder_noise**2).sqrt() if frozen else posterior.std
+            fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
         loss = values["pixel"] + spec.gradient_weight * values["gradient"]
         if not frozen:
@@ -175,6 +178,9 @@ class AutoencoderTrainer:
             ramp = min(1.0, (step - spec.adversarial_start + 1) / 200)  # a cold discriminator has nothing to teach
             loss = loss + ramp * spec.adversarial_weight * values["adversarial"]
             loss = loss + ramp * spec.feature_matching_weight * values["matching"]
+        if step >= spec.adversarial_start and spec.texture_weight > 0:
+            values["texture"] = texture_loss(fake, real)
+            loss = loss + spec.texture_weight * values["texture"]
         self._descend(self.generator_optimizer, loss, rate)
         if adversarial:
             self.discriminator.requires_grad_(True)

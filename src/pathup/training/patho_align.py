@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from pathup import __version__, draws, storage
 from pathup.model.aligned import UNetWithFeatures
 from pathup.model.components import Components
+from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
@@ -246,13 +247,15 @@ class PathoAlignTrainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        batches = [Batch(*(column.to(self.accelerator.device) for column in next(stream))) for _ in range(rounds)]
+        share = self._entropy_share(batches)
         reconstruction, entropy, features, prompts = [], [], [], []
-        for micro in range(rounds):
-            batch = Batch(*(column.to(self.accelerator.device) for column in next(stream)))
+        for micro, batch in enumerate(batches):
             together = nullcontext() if micro == rounds - 1 else self.accelerator.no_sync(self.model)
             with together:
                 l_r, l_e, z, told = self._losses(batch)
-                self.accelerator.backward((l_r + spec.feature_entropy.beta * l_e) / rounds)
+                l_r, l_e = l_r / rounds, l_e * share
+                self.accelerator.backward(l_r + spec.feature_entropy.beta * l_e)
             reconstruction.append(l_r.detach())
             entropy.append(l_e.detach())
             features.append(z)
@@ -267,19 +270,41 @@ class PathoAlignTrainer:
         self._update_average()
 
         def values() -> dict[str, float]:
-            told = {"L_r": torch.stack(reconstruction).mean().item()}
+            told = {"L_r": self._over_processes(reconstruction)}
             if self._with_entropy:
-                told["L_e"] = torch.stack(entropy).mean().item()
+                told["L_e"] = self._over_processes(entropy)
             return {**told, "gradient_norm": float(norm), "learning_rate": rate}
 
         return values
+
+    def _over_processes(self, parts: list[torch.Tensor]) -> float:
+        """The sum of one process's micro-batches, averaged over all processes, as their gradients are."""
+        return float(self.accelerator.reduce(torch.stack(parts).sum(), reduction="mean"))
+
+    def _entropy_share(self, batches: list[Batch]) -> float:
+        """What each process multiplies its sums of eq. 3's terms by, so that L_e is the mean over the joint batch.
+
+        Prompt dropout leaves each process and micro-batch another number of terms, and gradients are averaged over
+        processes: without this, two processes would descend another loss than one on their joint batch.
+        """
+        if not self._with_entropy:
+            return 0.0
+        own = torch.stack([self._counted(batch).sum() for batch in batches]).sum()
+        joint = int(self.accelerator.reduce(own, reduction="sum"))
+        return self.accelerator.num_processes / joint if joint else 0.0
+
+    def _counted(self, batch: Batch) -> torch.Tensor:
+        """Which samples have a term in L_e, (B,): one whose prompt was dropped has no prompt to be near to, unless z
+        never sees prompts at all."""
+        unprompted = self.spec.feature_entropy.source == "unprompted"
+        return torch.ones_like(batch.dropped_B) if unprompted else ~batch.dropped_B
 
     @property
     def _with_entropy(self) -> bool:
         return self.spec.feature_entropy.enabled and self.spec.patho_align
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_r, L_e, the detached features and their prompts (-1 where a feature does not count)."""
+        """L_r (mean), L_e (sum over terms), the detached features and their prompts (-1 where one does not count)."""
         scheduler = self.parts.scheduler
         noisy = scheduler.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.timestep_B)
         dropped = batch.dropped_B[:, None, None]
@@ -289,11 +314,10 @@ class PathoAlignTrainer:
         prediction, z = self.model(noisy, batch.timestep_B, prompts, empty)
         error = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
         l_r = (loss_weights(scheduler, batch.timestep_B, self.spec.min_snr_gamma) * error).mean()
-        # a sample whose prompt was dropped has no prompt to be near to, unless z never sees prompts at all
-        counted = torch.ones_like(batch.dropped_B) if unprompted else ~batch.dropped_B
+        counted = self._counted(batch)
         l_e = l_r.new_zeros(())
         if self._with_entropy and bool(counted.any()):
-            l_e = self.entropy(z[counted], batch.prompt_B[counted])
+            l_e = self.entropy(z[counted], batch.prompt_B[counted]) * counted.sum()
         return l_r, l_e, z.detach(), torch.where(counted, batch.prompt_B, -1)
 
     @torch.no_grad()
@@ -337,11 +361,9 @@ class PathoAlignTrainer:
 
     def export(self, target: Path) -> None:
         """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""
-        pipeline = self.averaged_pipeline()
-        with storage.clear_disk_errors(target):
-            pipeline.save_pretrained(target, safe_serialization=True)
-            with storage.atomic_path(target / "feature_memory.safetensors") as temporary:
-                save_file({name: value.cpu() for name, value in self.entropy.state_dict().items()}, temporary)
+        save_pipeline(self.averaged_pipeline(), target)
+        with storage.atomic_path(target / "feature_memory.safetensors") as temporary:
+            save_file({name: value.cpu() for name, value in self.entropy.state_dict().items()}, temporary)
         save_recipe(self.recipe, target / "recipe.yaml")
         spec = self.spec
         seen = self.step * spec.batch_size * spec.gradient_accumulation * self.accelerator.num_processes

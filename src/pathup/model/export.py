@@ -1,0 +1,78 @@
+"""Writing a pipeline as a diffusers folder that says nothing of the machine it was written on."""
+
+from __future__ import annotations
+
+import shutil
+from copy import copy
+from pathlib import Path
+
+import torch
+
+from pathup import storage
+from pathup.errors import PathUpError
+from pathup.model.pipeline import PathUpPipeline, load_pipeline
+
+__all__ = ["HALF_PARTS", "export_model", "save_pipeline"]
+
+HALF_PARTS = ("unet", "vae")
+"""What ``--half`` stores in half precision. The text encoder stays whole: transformers, unlike diffusers, computes in
+the precision that it finds in the file."""
+
+_ORIGIN = "_name_or_path"  # diffusers and transformers note here where a part was loaded from
+
+
+def save_pipeline(pipeline: PathUpPipeline, target: Path, *, half: bool = False) -> None:
+    """Write every part of `pipeline` under `target`, as ``PathUpPipeline.from_pretrained`` reads it.
+
+    Parameters
+    ----------
+    pipeline
+        Left as it is.
+    target
+        Made when missing; files of the same names are replaced.
+    half
+        Store the U-Net and the autoencoder as float16: half the size. They load as float32 again, each weight
+        rounded to 11 significant bits.
+
+    Raises
+    ------
+    PathUpError
+        The disk is full or the folder cannot be written; or, with `half`, a weight is beyond float16's 65,504.
+    """
+    if half:
+        pipeline = copy(pipeline)
+        for name in HALF_PARTS:
+            setattr(pipeline, name, _halved(getattr(pipeline, name), name))
+    with storage.clear_disk_errors(target):
+        pipeline.save_pretrained(target, safe_serialization=True)
+        for config in [target / "model_index.json", *target.glob("*/*config.json")]:
+            content = storage.read_json(config)
+            if content.pop(_ORIGIN, None) is not None:
+                storage.write_json(config, content)
+
+
+def export_model(model: Path, target: Path, *, half: bool = False) -> None:
+    """Copy a trained model's folder: its parts anew, and the recipe, memory, training values and card beside them.
+
+    Raises
+    ------
+    PathUpError
+        `model` is no PathUp model, or `target` holds files already; and as `save_pipeline`.
+    """
+    pipeline = load_pipeline(model)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PathUpError(f"{target} exists and is not empty; name a new folder for the exported model")
+    save_pipeline(pipeline, target, half=half)
+    with storage.clear_disk_errors(target):
+        for file in model.iterdir():
+            if file.is_file() and file.name != "model_index.json":
+                shutil.copyfile(file, target / file.name)
+
+
+def _halved(part: torch.nn.Module, name: str) -> torch.nn.Module:
+    largest = max(float(weight.abs().max()) for weight in part.state_dict().values())
+    if not largest <= torch.finfo(torch.float16).max:
+        raise PathUpError(f"a weight of the {name} is {largest:g}, beyond half precision; export without --half")
+    twin = type(part).from_config(part.config)  # type: ignore[attr-defined]
+    twin.load_state_dict(part.state_dict())
+    return twin.half()
