@@ -78,3 +78,13 @@ def test_broken_json_is_named(tmp_path):
         storage.read_json(tmp_path / "a.json")
     with pytest.raises(PathUpError, match="does not exist"):
         storage.read_json(tmp_path / "b.json")
+
+
+def test_a_disk_that_fills_under_safetensors_is_the_same_sentence(tmp_path, monkeypatch):
+    """safetensors wraps the operating system's error in a type of its own, with its number in the text."""
+    from safetensors import SafetensorError
+
+    with pytest.raises(PathUpError, match="the disk is full"), storage.clear_disk_errors(tmp_path / "model"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(PathUpError, match="File too large"), storage.clear_disk_errors(tmp_path / "model"):
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")

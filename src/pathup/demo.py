@@ -289,7 +289,8 @@ def _commands(pipeline: PathUpPipeline, request: DemoRequest, label: str) -> dic
         for level in pipeline.level_names
     }
     slide = f"pathup generate {model} slide.ome.tiff --label {label} --size {side}x{side} --seed {request.seed}{steps}"
-    return {"demonstration": f"python -m pathup.demo --model {model}", **tiles, "slide.ome.tiff": slide}
+    whole = f"python -m pathup.demo --model {model} --label {label} --size {side} --tiles {request.tiles}"
+    return {"demonstration": f"{whole} --seed {request.seed}{steps}", **tiles, "slide.ome.tiff": slide}
 
 
 def _page(pipeline: PathUpPipeline, content: dict[str, Any], tiles: int) -> str:

@@ -6,11 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from pathup.errors import PathUpError
 
@@ -24,6 +27,15 @@ def clear_disk_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_error(error, target) from error
+    except SafetensorError as error:  # it wraps the operating system's error in a type of its own
+        raise disk_error(_wrapped_error(error), target) from error
+
+
+def _wrapped_error(error: SafetensorError) -> OSError:
+    number = re.search(r"os error (\d+)", str(error))
+    if number is None:
+        return OSError(errno.EIO, str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def disk_error(error: OSError, target: Path) -> PathUpError:
@@ -32,7 +44,7 @@ def disk_error(error: OSError, target: Path) -> PathUpError:
         free = shutil.disk_usage(next(p for p in [target, *target.parents] if p.exists())).free
         return PathUpError(
             f"the disk is full: {target} could not be written ({free / 2**20:.0f} MiB free); "
-            "free some space and run the same command again"
+            "free some space and run the same command again (with --resume where a folder was being written)"
         )
     reason = error.strerror or str(error) or type(error).__name__
     return PathUpError(f"cannot write {target}: {reason}")

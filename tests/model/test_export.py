@@ -70,3 +70,20 @@ def test_what_cannot_be_exported_is_one_sentence(model, tmp_path):
     save_file(weights, model / "unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(PathUpError, match="weight of the unet is 1e\\+06, beyond half precision"):
         export_model(model, tmp_path / "out", half=True)
+
+
+def test_a_full_disk_leaves_no_half_written_model(model, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from pathup.model import export
+
+    def full(source, target):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(export.shutil, "copyfile", full)
+    with pytest.raises(PathUpError, match="the disk is full"):
+        export_model(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    monkeypatch.undo()
+    export_model(model, tmp_path / "out")  # the same command again
+    assert load_pipeline(tmp_path / "out").labels == ["A", "B"]

@@ -92,3 +92,26 @@ def test_a_folder_that_is_no_model_is_one_sentence(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(PathUpError, match="does not load"):
         load_pipeline(tmp_path)
+
+
+def test_any_diffusers_scheduler_goes_by_its_class(recipe):
+    pipeline = build_pipeline(recipe)
+    drawn = pipeline("A", seed=1, scheduler="HeunDiscreteScheduler", num_inference_steps=3, output_type="pt")
+    assert drawn.shape == (1, 3, 32, 32)
+    assert torch.isfinite(drawn).all()
+    assert not torch.equal(drawn, pipeline("A", seed=1, scheduler="euler", num_inference_steps=3, output_type="pt"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"scheduler": "dpmp_2m"}, "did you mean 'dpmpp_2m'"),
+        ({"scheduler": "AutoencoderKL"}, "scheduler 'AutoencoderKL'"),
+        ({"scheduler": "EulerAncestralDiscreteScheduler"}, "draws noise at every step"),
+        ({"num_inference_steps": 1001, "scheduler": "ddim"}, "noise schedule has 1 to 1000"),
+        ({"num_inference_steps": 0}, "noise schedule has 1 to 1000"),
+    ],
+)
+def test_a_scheduler_or_number_of_steps_that_cannot_be_is_one_sentence(recipe, asked, sentence):
+    with pytest.raises(PathUpError, match=sentence):
+        build_pipeline(recipe)("A", seed=1, **asked)

@@ -56,6 +56,34 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same(tmp_path, parts, monk
     assert np.array_equal(one, other)
 
 
+def test_a_finished_cache_whose_file_was_lost_is_made_again_even_if_that_is_killed(tmp_path, parts):
+    tiles, vae = parts
+
+    class Killed(BaseException):
+        pass
+
+    def stop(done, total):
+        raise Killed
+
+    cache = LatentCache(tmp_path, tiles, vae, orientations=1, seed=0)
+    cache.fill(4, CPU, lambda done, total: None)
+    whole = np.load(tmp_path / "latents.npy")
+    (tmp_path / "latents.npy").unlink()
+    with pytest.raises(Killed):
+        cache.fill(4, CPU, stop)
+    cache.fill(4, CPU, lambda done, total: None)
+    assert np.array_equal(np.load(tmp_path / "latents.npy"), whole)
+
+
+def test_with_one_orientation_the_seed_does_not_matter_and_with_more_it_does(tmp_path, parts):
+    tiles, vae = parts
+    for orientations, folder in ((1, "one"), (2, "two")):
+        LatentCache(tmp_path / folder, tiles, vae, orientations=orientations, seed=0).fill(4, CPU, lambda *done: None)
+    LatentCache(tmp_path / "one", tiles, vae, orientations=1, seed=5).fill(4, CPU, lambda *done: None)
+    with pytest.raises(PathUpError, match="made from other tiles"):
+        LatentCache(tmp_path / "two", tiles, vae, orientations=2, seed=5).fill(4, CPU, lambda *done: None)
+
+
 def test_latents_of_another_encoder_are_refused_and_another_decoder_is_welcome(tmp_path, parts):
     tiles, vae = parts
     LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
@@ -64,7 +92,7 @@ def test_latents_of_another_encoder_are_refused_and_another_decoder_is_welcome(t
     LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
     with torch.no_grad():
         next(vae.encoder.parameters()).add_(1)
-    with pytest.raises(PathUpError, match="made from other tiles or another encoder"):
+    with pytest.raises(PathUpError, match="made from other tiles, another encoder"):
         LatentCache(tmp_path, tiles, vae, orientations=1, seed=0).fill(4, CPU, lambda done, total: None)
 
 

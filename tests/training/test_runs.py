@@ -259,18 +259,42 @@ def test_a_trained_autoencoder_loads_and_its_latents_are_normalised(tmp_path, ti
         diffusion(tiny_tiles, tmp_path / "run", folder)
 
 
+def test_latents_of_a_pretrained_autoencoder_are_normalised_whatever_factor_it_brought(tmp_path, tiny_tiles, recipe):
+    from pathup.model.components import build_autoencoder, load_autoencoder
+
+    vae = build_autoencoder(recipe.autoencoder)
+    vae.register_to_config(scaling_factor=0.18215)  # Stable Diffusion's
+    vae.save_pretrained(tmp_path / "sd_vae")
+    run = tmp_path / "run"
+    for steps in (4, 6):  # frozen from step 3 on; the second call resumes behind that
+        folder = train_autoencoder(
+            tiny_tiles, run, "tiny", pretrained=str(tmp_path / "sd_vae"), changes={"steps": steps},
+            **{**QUIET, "resume": steps > 4},
+        )  # fmt: skip
+        assert load_autoencoder(folder).config.scaling_factor == 1.0
+        assert str(tmp_path) not in (folder / "config.json").read_text()
+    with pytest.raises(PathUpError, match="train it with --precision bf16 or fp32"):
+        train_autoencoder(
+            tiny_tiles, tmp_path / "half", "tiny", pretrained=None, changes={"precision": "fp16"}, **QUIET
+        )
+
+
 def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
     # half of the prompts dropped: each process then has another number of terms of L_e, and beta 1 makes them count
     values = recipe.model_dump(mode="json")
     values["diffusion"] |= {"prompt_dropout": 0.5, "steps": 4}
     values["diffusion"]["feature_entropy"]["beta"] = 1.0
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    arguments = ["pathup", "train", "diffusion", "--recipe", tmp_path / "recipe.yaml", "--cpu"]
-    arguments += ["--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
+    recipes = {}
+    for name, accumulation in (("one", 1), ("two", 2)):  # 16 x 1 tiles a step in one process, 4 x 2 in each of two
+        values["diffusion"]["gradient_accumulation"] = accumulation
+        recipes[name] = tmp_path / f"{name}.yaml"
+        recipes[name].write_text(yaml.safe_dump(values))
+    arguments = ["pathup", "train", "diffusion", "--cpu", "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, "-m", *arguments, "--batch-size", 8, "--output", tmp_path / "one"]
+    one = [sys.executable, "-m", *arguments, "--recipe", recipes["one"], "--batch-size", 16]
+    one += ["--output", tmp_path / "one"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"]
-    two = [*launcher, *arguments, "--batch-size", 4, "--output", tmp_path / "two"]
+    two = [*launcher, *arguments, "--recipe", recipes["two"], "--batch-size", 4, "--output", tmp_path / "two"]
     for line in (one, two):
         subprocess.run([str(part) for part in line], env=environment, check=True, capture_output=True)
     a, b = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("one", "two"))

@@ -41,7 +41,7 @@ def generate(
         typer.Option(help="How much of the enlarged overview is drawn anew, above 0 to 1. [default: the model's]"),
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="ddim, dpmpp_2m, unipc or euler. [default: the model's]")
+        str | None, typer.Option(help="ddim, dpmpp_2m, unipc, euler or a diffusers class. [default: the model's]")
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="An 8-bit RGB image that lays out the large one, in place of a drawn overview.")

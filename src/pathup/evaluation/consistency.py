@@ -223,9 +223,13 @@ def consistency(
     test = real_tiles(real, "test", level, recipe)
     if synthetic is not None:
         fake = synthetic_tiles(synthetic, level, recipe)
+        untested = sorted(set(fake.labels) - set(test.labels))
+        if untested:
+            raise PathUpError(
+                f"{synthetic} holds class {', '.join(untested)}, of which {real} has no test tiles; cut regions of it, "
+                "or generate the other classes alone"
+            )
         test = test.of(sorted(set(fake.labels)))
-        if not test.files:
-            raise PathUpError(f"{real} holds no test tiles of the classes in {synthetic}; at least one was needed")
         sets["synthetic"] = fake
     sets["real_test"] = test.capped(test_cap, seed, "test")
     unseen = sorted(set(sets["real_test"].labels) - set(sets["real_train"].labels))

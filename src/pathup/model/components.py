@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -32,6 +33,12 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "euler": EulerDiscreteScheduler,
 }
+
+"""Short names; any other diffusers scheduler goes by the name of its class."""
+
+_RANDOM = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "UnCLIP", "Wuerstchen", "RePaint", "CMStochastic")
+"""Words in the names of schedulers that draw noise of their own at every step: a seed would not give one image whatever
+the windows are."""
 
 
 @dataclass
@@ -136,14 +143,46 @@ def build_scheduler(recipe: Recipe) -> DDIMScheduler:
 
 
 def make_scheduler(name: str, config: Any) -> Any:
-    """A fresh scheduler of the given name for a trained schedule (any diffusers scheduler's config)."""
-    if name not in SCHEDULERS:
+    """A fresh scheduler for a trained schedule.
+
+    Parameters
+    ----------
+    name
+        One of `SCHEDULERS`, or a class of diffusers (``HeunDiscreteScheduler``).
+    config
+        Any diffusers scheduler's.
+
+    Raises
+    ------
+    PathUpError
+        diffusers has no such scheduler, it does not fit this schedule, or it draws noise of its own at every step.
+    """
+    kind = SCHEDULERS.get(name) or getattr(diffusers, name if name.endswith("Scheduler") else "", None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise unknown("scheduler", name, SCHEDULERS)
+    if any(word in kind.__name__ for word in _RANDOM):
+        raise PathUpError(
+            f"scheduler {name} draws noise at every step, so the same seed would not give the same image; "
+            f"choose one that does not ({', '.join(SCHEDULERS)})"
+        )
     settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     settings.pop("skip_prk_steps", None)  # PNDM's own, in Stable Diffusion 1.x folders
     if name == "ddim":
         settings["clip_sample"] = False
-    return SCHEDULERS[name].from_config(settings)
+    try:
+        made = kind.from_config(settings)
+        made.set_timesteps(2)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise PathUpError(f"scheduler {name} does not fit this model's noise schedule ({error})") from error
+    return kind.from_config(settings)
+
+
+def set_steps(scheduler: Any, steps: int) -> None:
+    """Set a scheduler to `steps` timesteps; more than the schedule was trained on is a PathUpError."""
+    trained = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= trained:
+        raise PathUpError(f"{steps} steps were asked for, but this model's noise schedule has 1 to {trained}")
+    scheduler.set_timesteps(steps)
 
 
 def build_components(recipe: Recipe, *, autoencoder: AutoencoderKL | None = None) -> Components:
@@ -157,8 +196,21 @@ def build_components(recipe: Recipe, *, autoencoder: AutoencoderKL | None = None
 def load_autoencoder(source: str | Path) -> AutoencoderKL:
     """An `AutoencoderKL` from its own folder, from a model's folder (its `vae` part) or from a hub id."""
     path = Path(source)
-    subfolder = "vae" if (path / "vae").is_dir() or not path.exists() else None
-    return load_part(AutoencoderKL.from_pretrained, "an autoencoder", source, subfolder=subfolder, use_safetensors=True)
+
+    def load(subfolder: str | None) -> AutoencoderKL:
+        return load_part(
+            AutoencoderKL.from_pretrained, "an autoencoder", source, subfolder=subfolder, use_safetensors=True
+        )
+
+    if path.exists():
+        return load("vae" if (path / "vae").is_dir() else None)
+    try:
+        return load("vae")  # a hub id of a whole model
+    except PathUpError as error:
+        try:
+            return load(None)  # or of an autoencoder alone
+        except PathUpError:
+            raise error from None
 
 
 def load_pretrained(source: str | Path) -> Components:
@@ -174,7 +226,8 @@ def load_pretrained(source: str | Path) -> Components:
         return load_part(loader, f"'{name}' of a Stable Diffusion model", source, subfolder=name, **settings)
 
     vae = part(AutoencoderKL.from_pretrained, "vae", use_safetensors=True)
-    text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", use_safetensors=True)
+    # transformers would keep the precision that the file has; training and sampling are in the U-Net's
+    text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder", use_safetensors=True, dtype=torch.float32)
     tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer")
     unet = part(UNet2DConditionModel.from_pretrained, "unet", use_safetensors=True)
     scheduler = part(DDIMScheduler.from_pretrained, "scheduler")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from copy import copy
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathup import storage
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 
-__all__ = ["HALF_PARTS", "export_model", "save_pipeline"]
+__all__ = ["HALF_PARTS", "export_model", "forget_origin", "save_pipeline"]
 
 HALF_PARTS = ("unet", "vae")
 """What ``--half`` stores in half precision. The text encoder stays whole: transformers, unlike diffusers, computes in
@@ -32,7 +33,7 @@ def save_pipeline(pipeline: PathUpPipeline, target: Path, *, half: bool = False)
         Made when missing; files of the same names are replaced.
     half
         Store the U-Net and the autoencoder as float16: half the size. They load as float32 again, each weight
-        rounded to 11 significant bits.
+        rounded to the nearest float16 (11 significant bits, fewer below 6e-5).
 
     Raises
     ------
@@ -45,10 +46,15 @@ def save_pipeline(pipeline: PathUpPipeline, target: Path, *, half: bool = False)
             setattr(pipeline, name, _halved(getattr(pipeline, name), name))
     with storage.clear_disk_errors(target):
         pipeline.save_pretrained(target, safe_serialization=True)
-        for config in [target / "model_index.json", *target.glob("*/*config.json")]:
-            content = storage.read_json(config)
-            if content.pop(_ORIGIN, None) is not None:
-                storage.write_json(config, content)
+        forget_origin(target)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take the place where a part was loaded from out of every configuration below `folder`."""
+    for config in [*folder.rglob("config.json"), *folder.rglob("*_config.json"), *folder.rglob("model_index.json")]:
+        content = storage.read_json(config)
+        if content.pop(_ORIGIN, None) is not None:
+            storage.write_json(config, content)
 
 
 def export_model(model: Path, target: Path, *, half: bool = False) -> None:
@@ -62,16 +68,21 @@ def export_model(model: Path, target: Path, *, half: bool = False) -> None:
     pipeline = load_pipeline(model)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PathUpError(f"{target} exists and is not empty; name a new folder for the exported model")
-    save_pipeline(pipeline, target, half=half)
-    with storage.clear_disk_errors(target):
-        for file in model.iterdir():
-            if file.is_file() and file.name != "model_index.json":
-                shutil.copyfile(file, target / file.name)
+    partial = target.with_name(f".{os.getpid()}.partial.{target.name}")
+    try:
+        save_pipeline(pipeline, partial, half=half)
+        with storage.clear_disk_errors(target):
+            for file in model.iterdir():
+                if file.is_file() and file.name != "model_index.json":
+                    shutil.copyfile(file, partial / file.name)
+            os.replace(partial, target)  # an empty folder of that name gives way
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _halved(part: torch.nn.Module, name: str) -> torch.nn.Module:
-    largest = max(float(weight.abs().max()) for weight in part.state_dict().values())
-    if not largest <= torch.finfo(torch.float16).max:
+    largest = float(torch.stack([weight.float().abs().max() for weight in part.state_dict().values()]).max())
+    if not largest <= torch.finfo(torch.float16).max:  # nor if one is nan, which max hands on
         raise PathUpError(f"a weight of the {name} is {largest:g}, beyond half precision; export without --half")
     twin = type(part).from_config(part.config)  # type: ignore[attr-defined]
     twin.load_state_dict(part.state_dict())

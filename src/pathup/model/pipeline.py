@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pathup import draws
 from pathup.errors import PathUpError, unknown
-from pathup.model.components import Components, build_components, load_part, make_scheduler
+from pathup.model.components import Components, build_components, load_part, make_scheduler, set_steps
 from pathup.recipes import Recipe, SamplingRecipe
 
 StepCallback = Callable[["PathUpPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
@@ -147,7 +147,7 @@ class PathUpPipeline(DiffusionPipeline):
         return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
 
     def make_scheduler(self, name: str | None = None) -> Any:
-        """A fresh scheduler (``ddim``, ``dpmpp_2m``, ``unipc``, ``euler``) for the trained noise schedule."""
+        """A fresh scheduler (``ddim``, ``dpmpp_2m``, a diffusers class) for the trained noise schedule."""
         return make_scheduler(name or self.sampling.scheduler, self.scheduler.config)
 
     @torch.no_grad()
@@ -216,14 +216,15 @@ class PathUpPipeline(DiffusionPipeline):
         defaults = self.sampling
         guidance = defaults.guidance if guidance_scale is None else guidance_scale
         if seed is None:
-            seed = int(torch.randint(2**62, (1,), generator=generator))
+            device = generator.device if generator is not None else None
+            seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
         prompted = self.encode_prompts([self.prompt(name, level) for name in labels]).repeat_interleave(num_images, 0)
         empty = self.encode_prompts([""]).expand_as(prompted)
         side = int(self.config.tile_px) // self.factor
         shape = (self.latent_channels, side, side)
         noise = [draws.normal(shape, seed, name, level, first_index + i) for name in labels for i in range(num_images)]
         steps = make_scheduler(scheduler or defaults.scheduler, self.scheduler.config)
-        steps.set_timesteps(num_inference_steps or defaults.steps)
+        set_steps(steps, defaults.steps if num_inference_steps is None else num_inference_steps)
         latents = torch.stack(noise).to(self.unet.device, self.unet.dtype) * steps.init_noise_sigma
         for index, timestep in enumerate(self.progress_bar(steps.timesteps)):
             scaled = steps.scale_model_input(latents, timestep)
@@ -294,4 +295,5 @@ def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> 
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.eval().requires_grad_(False)
+    pipeline.text_encoder.float()  # transformers keeps the precision of the file, diffusers does not
     return pipeline.to(device)

@@ -107,7 +107,9 @@ class AutoencoderRecipe(Section):
         ge=0,
         description="weight of the mean KL a latent dimension, beside the mean absolute error a value in [-1, 1]",
     )
-    gradient_weight: float = Field(1.0, ge=0, description="weight of the error of image gradients (at three scales)")
+    gradient_weight: float = Field(
+        1.0, ge=0, description="weight of the error of image gradients (at three scales), before `adversarial_start`"
+    )
     texture_weight: float = Field(
         0.0, ge=0, description="weight of the error of the log amplitude of local detail, from `adversarial_start` on"
     )
@@ -247,7 +249,9 @@ class DiffusionRecipe(Section):
 class SamplingRecipe(Section):
     """How images are drawn; saved with the model as its defaults."""
 
-    scheduler: Literal["ddim", "dpmpp_2m", "unipc", "euler"] = Field("ddim", description="a diffusers scheduler")
+    scheduler: str = Field(
+        "ddim", description="`ddim`, `dpmpp_2m`, `unipc`, `euler`, or the class of another diffusers scheduler"
+    )
     steps: Positive = Field(50, description="timesteps of the scheduler, from pure noise")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is none")
     strength: float = Field(

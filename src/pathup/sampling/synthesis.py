@@ -100,16 +100,18 @@ def resolve_settings(pipeline: PathUpPipeline, **overrides: Any) -> SamplingReci
     Raises
     ------
     PathUpError
-        A value is out of its range, or of the wrong type.
+        A value is out of its range, or of the wrong type; the scheduler is unknown, or has fewer steps.
     """
     changed = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return SamplingRecipe.model_validate({**pipeline.sampling.model_dump(), **changed})
+        settings = SamplingRecipe.model_validate({**pipeline.sampling.model_dump(), **changed})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "sampling"
         message = first["msg"].removeprefix("Value error, ")
         raise PathUpError(f"{name} {first['input']!r}: {message[0].lower()}{message[1:]}") from None
+    set_steps(pipeline.make_scheduler(settings.scheduler), settings.steps)
+    return settings
 
 
 def size_multiple(pipeline: PathUpPipeline, *, reference: bool = False) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pathup.errors import PathUpError
+from pathup.model.components import set_steps
 from pathup.sampling.canvas import CanvasFusion
 from pathup.sampling.windows import WindowGrid
 
@@ -116,10 +117,10 @@ def last_timesteps(scheduler: Any, steps: int, strength: float) -> torch.Tensor:
 
     A multistep scheduler is told where its run begins.
     """
-    scheduler.set_timesteps(steps)
+    set_steps(scheduler, steps)
     timesteps: torch.Tensor = scheduler.timesteps
     kept = min(max(round(len(timesteps) * strength), 1), len(timesteps))
-    begin = len(timesteps) - kept
+    begin = (len(timesteps) - kept) // scheduler.order * scheduler.order  # Heun's come in pairs
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     return timesteps[begin:]

@@ -20,7 +20,9 @@ from torch.nn.functional import l1_loss, mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from pathup import __version__, draws, storage
+from pathup.errors import PathUpError
 from pathup.model.components import build_autoencoder, load_autoencoder
+from pathup.model.export import forget_origin
 from pathup.recipes import AutoencoderRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.checkpoints import (
@@ -85,6 +87,11 @@ class AutoencoderTrainer:
         The run's folder.
     start
         An autoencoder to start from instead of random weights (a folder or hub id).
+
+    Raises
+    ------
+    PathUpError
+        The recipe's precision is fp16, or `start` does not load.
     """
 
     def __init__(
@@ -98,6 +105,10 @@ class AutoencoderTrainer:
         wandb_project: str | None = None,
     ) -> None:
         self.recipe, self.spec, self.tiles, self.folder = recipe, recipe.autoencoder, tiles, folder
+        if self.spec.precision == "fp16":
+            raise PathUpError(
+                "the autoencoder's adversarial losses overflow in fp16; train it with --precision bf16 or fp32"
+            )
         self.accelerator = Accelerator(mixed_precision=_mixed(self.spec.precision), cpu=cpu)
         device = self.accelerator.device
         self.vae = (load_autoencoder(start) if start else build_autoencoder(self.spec)).to(device)
@@ -163,7 +174,10 @@ class AutoencoderTrainer:
             spread = (posterior.var + spec.decoder_noise**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
-        loss = values["pixel"] + spec.gradient_weight * values["gradient"]
+        loss = values["pixel"]
+        if step < spec.adversarial_start or not (adversarial or spec.texture_weight):
+            # afterwards texture and feature matching take its place: it would hold down the grain that they bring back
+            loss = loss + spec.gradient_weight * values["gradient"]
         if not frozen:
             values["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
             loss = loss + spec.kl_weight * values["kl"]
@@ -217,7 +231,12 @@ class AutoencoderTrainer:
             ]
         )
         normalise_latents(self.vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+        self._scale_is_one()
         self.average = {k: v.detach().clone() for k, v in self.vae.state_dict().items()}
+
+    def _scale_is_one(self) -> None:
+        """Normalised latents need no factor; an autoencoder that training started from may have brought one."""
+        self.vae.register_to_config(scaling_factor=1.0)
 
     # -- keeping --------------------------------------------------------------------------------------------
 
@@ -242,6 +261,8 @@ class AutoencoderTrainer:
             return
         self.step = checkpoint.step
         self.vae.load_state_dict(checkpoint.tensors("autoencoder"))
+        if self.spec.freeze_encoder_at is not None and self.step > self.spec.freeze_encoder_at:
+            self._scale_is_one()
         device = self.accelerator.device
         self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
         self.discriminator.load_state_dict(checkpoint.tensors("discriminator"))
@@ -254,6 +275,7 @@ class AutoencoderTrainer:
         vae = averaged(self.vae, self.average)
         with storage.clear_disk_errors(target):
             vae.save_pretrained(target, safe_serialization=True)
+            forget_origin(target)
         storage.write_json(
             target / "training.json",
             {"pathup": __version__, "steps": self.step, "recipe": self.recipe.name, "tiles": self.tiles.fingerprint()},

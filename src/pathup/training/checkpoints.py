@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pathup import storage
@@ -74,7 +73,8 @@ def save_checkpoint(
         temporary.mkdir()
         try:
             for name, tensors in groups.items():
-                _save_tensors(tensors, temporary / f"{name}.safetensors")
+                kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                save_file(kept, temporary / f"{name}.safetensors")
             (temporary / "values.json").write_text(json.dumps(values), encoding="utf-8")
             files = sorted(temporary.iterdir())
             for file in files:
@@ -134,15 +134,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    except SafetensorError as error:  # it wraps the operating system's error in its own type
-        if "os error 28" in str(error).lower() or "no space" in str(error).lower():
-            raise OSError(28, "No space left on device") from error
-        raise OSError(5, str(error)) from error
 
 
 def _damage(folder: Path) -> str | None:

@@ -67,7 +67,7 @@ class LatentCache:
             "tiles": self.tiles.fingerprint(),
             "encoder": encoder_sha256(self.vae),
             "orientations": self.orientations,
-            "seed": self.seed,
+            "seed": self.seed if self.orientations > 1 else None,  # alone, a tile is cached as it is
         }
 
     def fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
@@ -85,14 +85,14 @@ class LatentCache:
         Raises
         ------
         PathUpError
-            The disk is full, or the cache was made from other tiles or another encoder.
+            The disk is full, or the cache was made from other tiles, another encoder or other orientations.
         """
         made_from, note = self._made_from, self.folder / "latents.json"
         path, partial = self.folder / "latents.npy", self.folder / "latents.partial.npy"
         known = storage.read_json(note) if note.exists() else None
         if known is not None and known["made_from"] != made_from:
             raise PathUpError(
-                f"the latents in {self.folder} were made from other tiles or another encoder; "
+                f"the latents in {self.folder} were made from other tiles, another encoder or other orientations; "
                 "remove that folder, or name another with --latents"
             )
         total = len(self.tiles) * self.orientations
@@ -106,6 +106,7 @@ class LatentCache:
         with storage.clear_disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not done:
+                storage.write_json(note, {"made_from": made_from, "done": 0})  # before the file that it speaks of
                 _reserve(partial, shape)
             array = np.lib.format.open_memmap(partial, mode="r+")
             flat = array.reshape(total, *shape[2:])
@@ -142,8 +143,12 @@ class LatentCache:
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     """Make the file at its full size now, so that a full disk shows before the work and not in the middle."""
     needed = 2 * math.prod(shape)
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-    with path.open("r+b") as handle:
-        os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-    if path.stat().st_size < needed:
-        raise OSError(28, "No space left on device")
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+        with path.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+        if path.stat().st_size < needed:
+            raise OSError(28, "No space left on device")
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

@@ -265,7 +265,7 @@ class PathoAlignTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self._with_entropy:
             z_ND, prompt_N = self.accelerator.gather((torch.cat(features), torch.cat(prompts)))
-            counted = prompt_N >= 0
+            counted = (prompt_N >= 0) & z_ND.isfinite().all(1)  # under fp16 a forward may overflow; its step is skipped
             self.entropy.update(z_ND[counted], prompt_N[counted])
         self._update_average()
 
@@ -273,7 +273,9 @@ class PathoAlignTrainer:
             told = {"L_r": self._over_processes(reconstruction)}
             if self._with_entropy:
                 told["L_e"] = self._over_processes(entropy)
-            return {**told, "gradient_norm": float(norm), "learning_rate": rate}
+            if self._scaler is None or torch.isfinite(norm):  # fp16's loss scale overflows now and then by design
+                told["gradient_norm"] = float(norm)
+            return {**told, "learning_rate": rate}
 
         return values
 
@@ -294,10 +296,17 @@ class PathoAlignTrainer:
         return self.accelerator.num_processes / joint if joint else 0.0
 
     def _counted(self, batch: Batch) -> torch.Tensor:
-        """Which samples have a term in L_e, (B,): one whose prompt was dropped has no prompt to be near to, unless z
-        never sees prompts at all."""
+        """Which samples have a term in L_e, (B,).
+
+        One whose prompt was dropped has no prompt to be near to, unless z never sees prompts at all.
+        """
         unprompted = self.spec.feature_entropy.source == "unprompted"
         return torch.ones_like(batch.dropped_B) if unprompted else ~batch.dropped_B
+
+    @property
+    def _scaler(self) -> Any:
+        """The gradient scaler of fp16 training; None in other precisions."""
+        return self.accelerator.scaler
 
     @property
     def _with_entropy(self) -> bool:
@@ -338,7 +347,7 @@ class PathoAlignTrainer:
                 "feature_memory": self.entropy.state_dict(),
                 "optimizer": optimizer_tensors(self.optimizer),
             },
-            {"step": self.step},
+            {"step": self.step, "scaler": self._scaler.state_dict() if self._scaler else None},
             keep=self.spec.keep_checkpoints,
         )
 
@@ -352,6 +361,8 @@ class PathoAlignTrainer:
         self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
         restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
+        if self._scaler:
+            self._scaler.load_state_dict(checkpoint.values()["scaler"])
 
     def averaged_pipeline(self) -> PathUpPipeline:
         """A pipeline with the averaged U-Net."""

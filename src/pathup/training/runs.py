@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from pathup.errors import PathUpError
@@ -16,6 +19,20 @@ from pathup.training.latents import encoder_sha256
 
 FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch"}
 """Fields that may differ when a run is resumed: how far it goes and how often it saves, not what it is."""
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for each other: the main one encodes all tiles first."""
+
+
+def ask_for_repeatable_kernels() -> None:
+    """Have a GPU take its deterministic kernels, so that a resumed run can be the unbroken one; a CPU's always are.
+
+    An operation that has none only warns.
+    """
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def changed_recipe(recipe: Recipe, section: str, changes: dict[str, Any]) -> Recipe:
@@ -50,6 +67,7 @@ def train_autoencoder(
     """Run `pathup train autoencoder`; returns the autoencoder's folder."""
     from pathup.training.autoencoder import AutoencoderTrainer
 
+    ask_for_repeatable_kernels()
     recipe = changed_recipe(load_recipe(recipe_name), "autoencoder", changes)
     data = TileFolder.load(tiles, "train", recipe)
     identity = {
@@ -88,6 +106,7 @@ def train_diffusion(
     """
     from pathup.training.patho_align import PathoAlignTrainer
 
+    ask_for_repeatable_kernels()
     recipe = changed_recipe(load_recipe(recipe_name), "diffusion", changes)
     if pretrained is None and autoencoder is None:
         raise PathUpError(
@@ -104,6 +123,7 @@ def train_diffusion(
     else:
         parts = build_components(recipe, autoencoder=load_autoencoder(str(autoencoder)))
     _check_window(recipe, parts)
+    processes = PartialState(cpu=cpu, **({"timeout": PATIENCE} if "WORLD_SIZE" in os.environ else {}))
     identity = {
         "recipe": {
             "classes": [spec.model_dump() for spec in recipe.classes],
@@ -114,9 +134,10 @@ def train_diffusion(
         "level": level,
         "encoder": encoder_sha256(parts.vae),
         "pretrained": pretrained,
+        "processes": processes.num_processes,  # each sees its own share of every joint batch
     }
-    with PartialState(cpu=cpu).main_process_first():
-        claim_folder(output, "train diffusion", identity, resume=resume or not PartialState().is_main_process)
+    with processes.main_process_first():
+        claim_folder(output, "train diffusion", identity, resume=resume or not processes.is_main_process)
     trainer = PathoAlignTrainer(
         recipe,
         parts,
