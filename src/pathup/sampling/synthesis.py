@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from pathup.errors import PathUpError
+from pathup.model.components import set_steps
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import canvas_noise
 from pathup.sampling.decoding import decode_bands, encode_canvas
