@@ -22,7 +22,7 @@ from typer.models import ArgumentInfo
 
 from pathup import storage
 from pathup.cli.main import VERBS, LazyGroup
-from pathup.recipes import Recipe, shipped_recipes
+from pathup.recipes import Recipe, load_recipe, shipped_recipes
 
 FOLDER = Path(__file__).resolve().parent
 HEAD = "<!-- Written by docs/generate.py (make docs); edit the code's own descriptions instead. -->\n\n"
@@ -87,7 +87,7 @@ def recipes_page() -> str:
         "filled in, as `recipe.yaml` into its folder.",
         "",
         "Lengths end in their unit: `_px` are image pixels, `_latent` are positions of the latent (image pixels",
-        "divided by the autoencoder's factor: 8 in `atlas` and `bracs`), mpp is micrometres per pixel.",
+        f"divided by the autoencoder's factor: {_factors()}), mpp is micrometres per pixel.",
     ]
     tables: dict[str, list[str]] = {}
     for place, field in recipe_fields():
@@ -103,6 +103,13 @@ def recipes_page() -> str:
         lines += ["| field | type | unit | default | meaning |", "|---|---|---|---|---|"]
         lines += rows
     return HEAD + "\n".join(lines) + "\n"
+
+
+def _factors() -> str:
+    by_factor: dict[int, list[str]] = {}
+    for name in shipped_recipes():
+        by_factor.setdefault(load_recipe(name).autoencoder.factor, []).append(f"`{name}`")
+    return ", ".join(f"{factor} in {' and '.join(names)}" for factor, names in sorted(by_factor.items()))
 
 
 def _anchor(place: str) -> str:
@@ -227,6 +234,7 @@ def commands_page() -> str:
         "",
         "`pathup --help` lists the verbs, `pathup VERB --help` tells more about each, `pathup --version` the version.",
         "A mistake ends with one sentence on stderr and exit code 1, Ctrl-C with 130; nothing half-written is left.",
+        "An option or argument that is missing, unknown or of a wrong type ends with the usage and exit code 2.",
         "`python -m pathup` is the same as `pathup`.",
         "",
         "| verb | what it does |",

@@ -27,9 +27,10 @@ def recipe() -> Recipe:
 def tiny_tiles(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     """Tiles of two classes, cut from made regions of 160 px: 1 overview and 25 patches a region."""
     root = tmp_path_factory.mktemp("tiny")
-    for split in ("train", "val", "test"):
+    for first, split in ((0, "train"), (10, "val"), (20, "test")):
         for number, label in enumerate(recipe.labels):
-            save(root / "regions" / split / f"{number}_{label}" / f"{split}_{label}_1.png", tissue(160, 160, number))
+            pixels = tissue(160, 160, first + number)  # no two alike: the same tissue in two splits is refused
+            save(root / "regions" / split / f"{number}_{label}" / f"{split}_{label}_1.png", pixels)
     make_tiles(root / "regions", root / "tiles", recipe)
     return root / "tiles"
 

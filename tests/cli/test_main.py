@@ -52,6 +52,14 @@ def test_no_verb_shows_the_help_and_an_unknown_one_the_nearest() -> None:
     assert result.stderr.startswith("pathup: unknown verb 'tile'; did you mean 'tiles'?")
 
 
+@pytest.mark.parametrize("arguments", [("--nonsense",), ("a", "b"), ("a", "b", "--recipe", "tiny", "--workers", "x")])
+def test_a_command_line_that_cannot_be_read_ends_with_2(arguments: tuple[str, ...]) -> None:
+    result = _run("tiles", *arguments)
+    assert result.returncode == 2
+    assert "Usage: " in result.stderr and "Traceback" not in result.stderr
+    assert "exit code 2" in (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.tiles.made import (
@@ -57,6 +58,17 @@ def _truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def _truncated_pages(folder: Path) -> None:
+    (folder / "A").mkdir(parents=True)
+    path = folder / "A" / "bad.tif"
+    tifffile.imwrite(path, np.stack([tissue(100, 100, i) for i in range(3)]), photometric="rgb", compression="zlib")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _scaleless(folder: Path) -> None:
+    save_slide(folder / "A" / "bad.tif", tissue(256, 256), mpp=None)
+
+
 def _empty_file(folder: Path) -> None:
     (folder / "A").mkdir(parents=True)
     (folder / "A" / "bad.png").write_bytes(b"")
@@ -97,6 +109,8 @@ def _annotated(mpp: float | None, name: str, place: tuple[int, int, int, int]) -
     ("make", "said"),
     [
         (_truncated, "bad.jpg is truncated or damaged"),
+        (_truncated_pages, "bad.tif is truncated or damaged"),
+        (_scaleless, "bad.tif records no micrometres per pixel"),
         (_empty_file, "bad.png is empty (0 bytes)"),
         (_deep, "bad.png has 16 bits per channel"),
         (_converted("CMYK", "jpg"), "bad.jpg is a CMYK image"),

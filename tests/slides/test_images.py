@@ -128,6 +128,16 @@ def test_an_image_above_pillows_limit_but_within_ours_is_read(tmp_path: Path, mo
         read_image(path)
 
 
+def test_a_file_of_several_images_that_was_cut_short_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pages = np.stack([tissue(100, 100, seed) for seed in range(3)])
+    tifffile.imwrite(path, pages, photometric="rgb", compression="zlib")  # compressed, each page has its own tags
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for read in (read_image, image_size):
+        with pytest.raises(PathUpError, match=r"a\.tif is truncated or damaged"):
+            read(path)
+
+
 def test_several_images_in_one_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((3, 8, 8, 3), np.uint8), photometric="rgb")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pathup.errors import PathUpError
-from pathup.slides.reader import RESIZE_FILTER, RegionImage, Slide, open_slide, slide_files
+from pathup.slides.reader import RESIZE_FILTER, RegionImage, Slide, is_slide, open_slide, slide_files, slide_identity
 from tests.tiles.made import SHARED, needs_slides, save, save_slide, tissue
 
 SVS = SHARED / "data" / "slides" / "CMU-1-Small-Region.svs"
@@ -24,14 +24,17 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pyramid_is_opened_as_a_slide_and_a_plain_image_as_a_region(pyramid: Path, tmp_path: Path) -> None:
+    assert is_slide(pyramid)
     with open_slide(pyramid) as slide:
         assert isinstance(slide, Slide)
         assert slide.size == (512, 384)
         assert slide.downsamples == (1.0, 2.0, 4.0)
         assert slide.mpp == pytest.approx((0.25, 0.25))
-    with open_slide(save(tmp_path / "a.png", tissue(20, 10)), 0.5) as region:
-        assert isinstance(region, RegionImage)
-        assert (region.size, region.mpp) == ((20, 10), (0.5, 0.5))
+    for name in ("a.png", "a.tif"):  # a plain TIFF has no tiles, so OpenSlide leaves it alone
+        with open_slide(save(tmp_path / name, tissue(20, 10)), 0.5) as region:
+            assert isinstance(region, RegionImage)
+            assert (region.size, region.mpp, region.bounds) == ((20, 10), (0.5, 0.5), (0, 0, 20, 10))
+        assert not is_slide(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,42 @@ def test_nothing_is_read_outside(pyramid: Path, x: int, y: int, side: int) -> No
         slide.read_field(x, y, side, 8)
 
 
+def test_a_field_at_the_rim_has_no_white_edge(tmp_path: Path) -> None:
+    colour = np.array((100, 20, 30), np.uint8)
+    path = tmp_path / "s.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for side in (103, 25):  # 103 / 4 rounded down, as scanners do: 25 * 4.12
+            pixels = np.zeros((side, side, 3), np.uint8) + colour
+            writer.write(pixels, tile=(16, 16), photometric="rgb", compression="zlib", subfiletype=int(side < 103))
+    with Slide(path) as slide:
+        assert slide.downsamples == pytest.approx((1, 4.12))
+        # a field of 97 px at 6 is 24 px of the level (23.5 rounded) from 1.46: to 25.46, where the level ends at 25
+        read = slide.read_field(6, 6, 97, 16)
+    # OpenSlide blends tiles at fractional places, by up to 3 of 255; half a column of white would be 70 and more
+    assert np.abs(read.astype(int) - colour).max() <= 5
+
+
+@pytest.mark.parametrize(
+    ("told", "bounds"),
+    [
+        (("64", "32", "256", "128"), (64, 32, 256, 128)),
+        (("64", "32", "449", "128"), (0, 0, 512, 384)),  # over the slide's rim by a pixel: no bounds
+        (("64", "32", "all", "128"), (0, 0, 512, 384)),
+        ((), (0, 0, 512, 384)),
+    ],
+)
+def test_the_scanned_part_of_a_slide(
+    pyramid: Path, monkeypatch: pytest.MonkeyPatch, told: tuple[str, ...], bounds: tuple[int, ...]
+) -> None:
+    names = ("x", "y", "width", "height")
+    with openslide.OpenSlide(pyramid) as plain:
+        properties = dict(plain.properties) | {f"openslide.bounds-{n}": v for n, v in zip(names, told, strict=False)}
+    monkeypatch.setattr(openslide.OpenSlide, "properties", properties)
+    with Slide(pyramid) as slide:
+        assert slide.bounds == bounds
+        assert slide.size == (512, 384)
+
+
 def test_transparent_pixels_become_white(pyramid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Slide(pyramid) as slide:
         half = Image.new("RGBA", (8, 8), (100, 0, 0, 0))
@@ -108,13 +147,28 @@ def test_a_plain_tiffs_resolution_is_its_scale(tmp_path: Path) -> None:
         assert region.mpp == pytest.approx((0.25, 0.5))  # 40,000 and 20,000 pixels a centimetre
 
 
+@pytest.mark.parametrize("kind", [2, 3])  # text (empty here) and a 16-bit number; a resolution is a pair of numbers
+def test_a_resolution_that_is_no_fraction_is_no_scale(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, tissue(20, 20), photometric="rgb", resolution=(20_000, 20_000), resolutionunit=3)
+    with tifffile.TiffFile(path) as tiff:
+        place = tiff.pages.first.tags["XResolution"].offset
+    content = bytearray(path.read_bytes())
+    content[place + 2 : place + 4] = kind.to_bytes(2, "little")  # a tag: its number, type, count, value
+    content[place + 8 : place + 12] = bytes(4)
+    path.write_bytes(content)
+    with open_slide(path, 0.7) as region:
+        assert region.mpp == (0.7, 0.7)
+
+
 @pytest.mark.parametrize(
     ("pixels", "how", "said"),
     [
         (np.zeros((256, 256, 3), np.uint16), {"photometric": "rgb"}, "16 bits"),
-        (np.zeros((256, 256), np.uint8), {"photometric": "minisblack"}, "MINISBLACK"),
-        (np.zeros((256, 256, 4), np.uint8), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, r"4 channel|alpha"),
-        (np.zeros((256, 256, 4), np.uint8), {"photometric": "separated"}, r"SEPARATED|CMYK"),
+        (np.zeros((256, 256), np.uint8), {"photometric": "minisblack"}, "is a greyscale image"),
+        (np.zeros((256, 256, 4), np.uint8), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, "an alpha channel"),
+        (np.zeros((256, 256, 4), np.uint8), {"photometric": "rgb", "extrasamples": ["unspecified"]}, "of 4 channels"),
+        (np.zeros((256, 256, 4), np.uint8), {"photometric": "separated"}, "is a CMYK image"),
     ],
 )
 def test_tiled_tiffs_of_other_colour_kinds_are_refused(
@@ -140,6 +194,13 @@ def test_a_slide_cut_short_is_one_sentence(pyramid: Path, tmp_path: Path) -> Non
     path.write_bytes(whole[:8] + bytes(len(whole) // 2) + whole[8 + len(whole) // 2 :])  # tiles overwritten, tags whole
     with pytest.raises(PathUpError, match=r"damaged|cannot be opened|not an image"), open_slide(path, 0.5) as slide:
         slide.read_field(0, 0, 256, 64)
+
+
+def test_what_tells_one_slide_from_another(pyramid: Path, tmp_path: Path) -> None:
+    other = save_slide(tmp_path / "other.tif", tissue(256, 256, seed=1), mpp=0.25)
+    assert slide_identity(pyramid) == slide_identity(pyramid) != slide_identity(other)
+    (tmp_path / "a.dcm").write_bytes(b"no slide")
+    assert slide_identity(tmp_path / "a.dcm") is None
 
 
 def test_the_files_of_a_mirax_slide(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def class_tree(root: Path, count: int = 3, side: int = 160) -> Path:
 def rows_of(out: Path, split: str) -> list[dict[str, Any]]:
     """The metadata of a split."""
     path = out / split / "metadata.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().split("\n") if line] if path.exists() else []
 
 
 def all_rows(out: Path) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ from pathup.errors import PathUpError
 from pathup.tiles.annotations import read_annotations
 from tests.tiles.made import feature, rectangle, save_geojson, tiny
 
-SIZE = (1000, 800)
+BOUNDS = (0, 0, 1000, 800)
 
 
 def _read(tmp_path: Path, content: Any) -> list:
     path = tmp_path / "s.geojson"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_annotations(path, tiny(), SIZE)
+    return read_annotations(path, tiny(), BOUNDS)
 
 
 def test_the_three_shapes_of_a_file_read_alike(tmp_path: Path) -> None:
@@ -39,6 +39,22 @@ def test_a_crossed_outline_is_repaired(tmp_path: Path) -> None:
     (found,) = _read(tmp_path, [feature("B", bow)])
     assert found.outline.is_valid
     assert found.outline.area == pytest.approx(5000)  # two triangles of 100 x 50 / 2
+
+
+def test_tissue_that_an_outline_goes_round_twice_is_inside(tmp_path: Path) -> None:
+    # a lasso over the squares 0..60 and 30..90, closed along the left edge
+    lasso = [[0, 0], [60, 0], [60, 60], [30, 60], [30, 30], [90, 30], [90, 90], [0, 90], [0, 0]]
+    (found,) = _read(tmp_path, [feature("A", lasso)])
+    assert found.outline.is_valid
+    assert found.outline.area == 60 * 30 + 90 * 60  # the square 30..60, round which it goes twice, counts once
+
+
+def test_outlines_count_from_the_corner_of_the_scanned_part(tmp_path: Path) -> None:
+    path = save_geojson(tmp_path / "s.geojson", feature("A", rectangle(0, 10, 100, 50)))
+    (found,) = read_annotations(path, tiny(), (300, 400, 100, 50))
+    assert found.box == (300, 410, 400, 450)
+    with pytest.raises(PathUpError, match="outside the slide of 98 x 50 px"):
+        read_annotations(path, tiny(), (300, 400, 98, 50))  # 2 px over; one may be a rounding
 
 
 def test_other_qupath_objects_are_passed_over(tmp_path: Path) -> None:
@@ -74,6 +90,12 @@ def test_an_outline_over_the_rim_by_a_rounding_is_cut_to_the_slide(tmp_path: Pat
         ([feature("A", [[0, "x"], [1, 1], [2, 2], [0, 0]])], "broken outline"),
         ([feature("A") | {"geometry": {"type": "Point", "coordinates": [1, 1]}}], "Point, but an area"),
         ([feature("A") | {"geometry": None}], "without geometry, but an area"),
+        ([feature("A") | {"geometry": {"type": "Polygon"}}], "has no list of coordinates"),
+        ([feature("A") | {"geometry": {"type": "Polygon", "coordinates": {"x": 1}}}], "has no list of coordinates"),
+        ([feature("A", [{"x": 1, "y": 2}])], "broken outline"),
+        ([feature("A", [[0, 0], [float("nan"), 9], [9, 9], [0, 0]])], "a point that is not finite"),
+        ([feature("A", [[0, 0], [float("inf"), 9], [9, 9], [0, 0]])], "a point that is not finite"),
+        ([feature("A", [[0, 0], [10**400, 9], [9, 9], [0, 0]])], "broken outline"),
     ],
 )
 def test_wrong_annotations(tmp_path: Path, content: Any, said: str) -> None:
@@ -83,5 +105,5 @@ def test_wrong_annotations(tmp_path: Path, content: Any, said: str) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PathUpError, match="does not exist"):
-        read_annotations(tmp_path / "none.geojson", tiny(), SIZE)
+        read_annotations(tmp_path / "none.geojson", tiny(), BOUNDS)
     assert save_geojson(tmp_path / "s.geojson", feature("A", rectangle(0, 0, 9, 9))).exists()

@@ -105,6 +105,22 @@ def test_tiles_of_another_size_or_kind(folder: Path) -> None:
         TileFolder.load(folder, "train", tiny())
 
 
+def test_a_place_of_a_file_in_two_splits_is_an_error_whatever_its_region_is_called(folder: Path) -> None:
+    shared = {key: rows_of(folder, "train")[0][key] for key in ("source_sha256", "x", "y", "level", "mpp")}
+    _edit(folder, lambda rows: rows[0].update(shared), split="test")
+    with pytest.raises(PathUpError, match=r"train/.*\.png and test/.*\.png are of one place of one source file"):
+        TileFolder.load(folder, "train", tiny(split_by="region"))
+
+
+def test_a_name_may_hold_any_character(folder: Path) -> None:
+    # U+2028 and U+0085 end a line for str.splitlines(), but not in JSON lines
+    name = "case \u2028 1 \u0085 2"
+    rows = [row | {"slide": name} for row in rows_of(folder, "train")]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / "train" / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert {record.slide for record in TileFolder.load(folder, "train", tiny()).records} == {name}
+
+
 @pytest.mark.parametrize("by", ["patient", "slide", "region"])
 def test_a_group_on_both_sides_is_an_error_that_names_it(folder: Path, by: str) -> None:
     TileFolder.load(folder, "train", tiny(split_by=by))

@@ -33,6 +33,7 @@ from tests.tiles.made import (
     rows_of,
     save,
     save_geojson,
+    save_slide,
     save_table,
     tiny,
     tissue,
@@ -125,12 +126,49 @@ def test_a_classs_allowance_is_drawn_from_all_of_its_tiles(tmp_path: Path) -> No
 
 
 def test_a_sources_own_splits_are_kept(tmp_path: Path) -> None:
-    for split in ("train", "val", "test"):
-        save(tmp_path / "source" / split / "0_A" / f"{split}1.png", tissue(64, 64))
+    for seed, split in enumerate(("train", "val", "test")):
+        save(tmp_path / "source" / split / "0_A" / f"{split}1.png", tissue(64, 64, seed))
     make_tiles(tmp_path / "source", tmp_path / "out", tiny())
     assert {(r["region"], r["split"]) for r in all_rows(tmp_path / "out")} == {
         (f"{s}1", s) for s in ("train", "val", "test")
     }
+
+
+@pytest.mark.parametrize("names", [("case1", "case1"), ("case1", "another")])
+def test_the_same_tissue_in_two_splits_is_refused_whatever_it_is_called(tmp_path: Path, names: tuple[str, str]) -> None:
+    for split, name in zip(("train", "test"), names, strict=True):
+        save(tmp_path / "source" / split / "A" / f"{name}.png", tissue(64, 64))
+    with pytest.raises(PathUpError, match="hold the same tissue") as raised:
+        make_tiles(tmp_path / "source", tmp_path / "out", tiny(split_by="region"))
+    assert all(f"{s}/A/{n}.png" in str(raised.value) for s, n in zip(("train", "test"), names, strict=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_overlapping_rectangles_of_a_table_land_in_one_split(tmp_path: Path) -> None:
+    save_slide(tmp_path / "s.tif", tissue(512, 64), mpp=0.5)
+    rows = [
+        {"file": "s.tif", "label": "A", "x": x, "y": 0, "width": 64, "height": 64}
+        for x in (0, 32, 64, 200, 264, 300, 400)
+    ]
+    make_tiles(save_table(tmp_path / "t.csv", rows), tmp_path / "out", tiny(split_by="region"))
+    split_of: dict[int, str] = {}
+    for row in all_rows(tmp_path / "out"):
+        for x in range(row["x"], row["x"] + 32):
+            assert split_of.setdefault(x, row["split"]) == row["split"], "no column of pixels is in two splits"
+    assert len(set(split_of.values())) == 3, "there are four clusters to deal out"
+
+
+def test_a_slide_is_hashed_once_for_all_its_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = save_slide(tmp_path / "s.tif", tissue(512, 128), mpp=0.5)
+    places = [rectangle(160 * i, 0, 160 * i + 120, 120) for i in range(3)]
+    save_geojson(tmp_path / "s.geojson", *(feature("A", place) for place in places))
+    hashed: list[Path] = []
+    monkeypatch.setattr(cutting, "source_sha256", lambda path: hashed.append(path) or sha256_file(path))
+    make_tiles(slide, tmp_path / "out", tiny())
+    assert hashed == [slide]
+    rows = all_rows(tmp_path / "out")
+    assert len({row["region"] for row in rows}) == 3
+    assert {row["source_sha256"] for row in rows} == {sha256_file(slide)}
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
@@ -264,6 +302,14 @@ def test_a_bad_image_leaves_nothing_behind_and_its_repair_works(tmp_path: Path, 
     assert not out.exists()
     victim.write_bytes(whole)
     assert make_tiles(source, out, tiny(), workers=workers)["tiles"]["train"]["patch"]["B"] > 0
+
+
+def test_a_fault_of_ours_leaves_nothing_behind_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = class_tree(tmp_path / "source", count=1), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(TypeError, match="Missing dimensions"):
+        patch.setattr(cutting, "tissue_fraction", lambda _: (_ for _ in ()).throw(TypeError("Missing dimensions")))
+        make_tiles(source, out, tiny())
+    assert not out.exists()
 
 
 def test_no_tissue_anywhere_is_told_with_the_reasons(tmp_path: Path) -> None:

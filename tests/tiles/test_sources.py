@@ -7,6 +7,8 @@ import pytest
 
 from pathup.errors import PathUpError
 from pathup.recipes import load_recipe
+from pathup.slides.reader import RegionImage
+from pathup.tiles import slide_sources
 from pathup.tiles.sources import find_source
 from tests.tiles.made import class_tree, feature, rectangle, save, save_geojson, save_slide, save_table, tiny, tissue
 
@@ -84,6 +86,41 @@ def test_class_folders_without_splits(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_images_beside_the_class_folders_are_told(tmp_path: Path) -> None:
+    class_tree(tmp_path / "plain", count=1, side=8)
+    for name in ("x.png", "y.tif"):
+        save(tmp_path / "plain" / name, DOT)
+    found = find_source(tmp_path / "plain", tiny())
+    assert [r.name for r in found.regions] == ["case0_A", "case0_B"]
+    (warning,) = found.warnings
+    assert warning.startswith("2 image(s) directly in ") and "x.png" in warning and "into class folders" in warning
+    root = _bracs(tmp_path / "splits" / "latest_version")
+    for place in (root / "train", root.parent):
+        save(place / "stray.png", DOT)
+    told = find_source(root.parent, BRACS).warnings
+    assert [w.split(" (")[0] for w in told] == [f"1 image(s) directly in {f}" for f in (root.parent, root / "train")]
+    assert find_source(_bracs(tmp_path / "tidy"), BRACS).warnings == []
+
+
+def test_a_recipe_assumes_a_scale_of_region_images_alone(tmp_path: Path) -> None:
+    save(tmp_path / "t" / "A" / "region.png", DOT)
+    save(tmp_path / "t" / "A" / "plain.tif", DOT)
+    save_slide(tmp_path / "t" / "B" / "whole.tif", tissue(256, 256), mpp=None)
+    rows = [{"file": f"{label}/{name}", "label": label} for label, name in (("A", "region.png"), ("B", "whole.tif"))]
+    table = save_table(tmp_path / "t" / "t.csv", rows)
+    assumed = {r.name: r.assume_mpp for r in find_source(tmp_path / "t", tiny()).regions}
+    assert assumed == {"region": 0.5, "plain": 0.5, "whole": None}  # tiny's assume_mpp is 0.5
+    assert [r.assume_mpp for r in find_source(table, tiny()).regions] == [0.5, None]
+    for source in (tmp_path / "t", table):
+        assert {r.assume_mpp for r in find_source(source, tiny(), mpp=0.3).regions} == {0.3}, "--mpp is for all"
+
+
+@pytest.mark.parametrize("mpp", [float("nan"), float("inf"), 0.0, -0.5])
+def test_a_scale_that_is_none(tmp_path: Path, mpp: float) -> None:
+    with pytest.raises(PathUpError, match=r"--mpp is .*, but a positive number"):
+        find_source(class_tree(tmp_path, count=1, side=8), tiny(), mpp=mpp)
+
+
 def test_regions_of_one_file_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("A/one", "A/two", "B"):
         save(tmp_path / folder / "roi 1.png", DOT)
@@ -147,6 +184,10 @@ def test_a_region_table(tmp_path: Path) -> None:
         ({"file": "a.png", "label": "A", "mpp": "fine"}, "'mpp' is 'fine', but a number"),
         ({"file": "a.png", "label": "A", "mpp": "-1"}, "must be positive"),
         ({"file": "a.png", "label": "A", "width": "4"}, "width and height must both"),
+        ({"file": "a.png", "label": "A", "mpp": "nan"}, "'mpp' is 'nan', but a number"),
+        ({"file": "a.png", "label": "A", "mpp": "inf"}, "'mpp' is 'inf', but a number"),
+        ({"file": "a.png", "label": "A", "x": "1.5"}, "'x' is 1.5, but a whole number"),
+        ({"file": "a.png", "label": "A", "width": "inf", "height": "4"}, "'width' is 'inf', but a number"),
     ],
 )
 def test_wrong_tables(tmp_path: Path, row: dict[str, str], said: str) -> None:
@@ -166,6 +207,77 @@ def test_tables_that_repeat_or_hold_nothing(tmp_path: Path) -> None:
     table.write_bytes(b"\xff\xfe\x00\x80 no text")
     with pytest.raises(PathUpError, match="not a readable CSV"):
         find_source(table, tiny())
+
+
+def test_rectangles_of_one_file_that_overlap_are_one_cluster(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", DOT)
+    save(tmp_path / "b.png", DOT)
+
+    def cluster(*boxes: tuple[str, str, str]) -> list[int]:
+        """Each row's cluster, by its first row; rows of (file, x, width), 4 px high."""
+        rows = [
+            {"file": f, "label": "A", "x": x, "y": "0", "width": w, "height": "4" if w else ""} for f, x, w in boxes
+        ]
+        found = find_source(save_table(tmp_path / "t.csv", rows), tiny())
+        of_box = {(r.file.name, r.box): found.joined[r.name] for r in found.regions}
+        names = [of_box[f, (int(x), 0, int(w), 4) if w else None] for f, x, w in boxes]
+        return [names.index(name) for name in names]
+
+    assert cluster(("a.png", "0", "10"), ("a.png", "9", "10"), ("a.png", "18", "10")) == [0, 0, 0]
+    assert cluster(("a.png", "0", "10"), ("a.png", "10", "10")) == [0, 1], "they touch, and share no pixel"
+    assert cluster(("a.png", "0", "10"), ("b.png", "0", "10")) == [0, 1], "two files"
+    assert cluster(("a.png", "0", "10"), ("a.png", "50", "10"), ("a.png", "", "")) == [0, 0, 0], "the last is all of it"
+
+
+def test_annotations_are_not_for_a_table(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", DOT)
+    table = save_table(tmp_path / "t.csv", [{"file": "a.png", "label": "A"}])
+    with pytest.raises(PathUpError, match=r"--annotations was given, but .* is a region table"):
+        find_source(table, tiny(), annotations=tmp_path)
+
+
+def test_annotations_may_end_in_json(tmp_path: Path) -> None:
+    save_slide(tmp_path / "s.tif", tissue(256, 256), mpp=0.5)
+    save_geojson(tmp_path / "s.json", feature("A", rectangle(0, 0, 99, 99)))
+    assert find_source(tmp_path, tiny()).kind == "slides"
+    assert [r.name for r in find_source(tmp_path, tiny()).regions] == ["s_1"]
+
+
+@pytest.fixture
+def dicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `case1` of three DICOM files that open as one slide (no real one is at hand)."""
+    picture = save(tmp_path / "picture.png", tissue(256, 256))
+    folder = tmp_path / "root" / "case1"
+    folder.mkdir(parents=True)
+    for name in ("a.dcm", "b.dcm", "label.dcm"):
+        (folder / name).write_bytes(name.encode())
+    series = {"a.dcm": "1.2", "b.dcm": "1.2", "k.dcm": "1.3"}
+    monkeypatch.setattr(slide_sources, "slide_identity", lambda path: series.get(path.name))
+    monkeypatch.setattr(slide_sources, "open_slide", lambda *_: RegionImage(picture, 0.5))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["case1.geojson", "case1.json", "case1/case1.geojson", "case1/drawn.geojson"])
+@pytest.mark.parametrize("source", ["", "case1"])
+def test_a_folder_of_dicom_files_is_one_slide(
+    dicom: Path, monkeypatch: pytest.MonkeyPatch, source: str, place: str
+) -> None:
+    root = dicom.parent
+    with pytest.raises(PathUpError, match=rf"no annotations: .*{root}/case1\.geojson"):
+        find_source(root / source, tiny())
+    save_geojson(root / place, feature("A", rectangle(0, 0, 99, 99)))
+    (region,) = find_source(root / source, tiny()).regions
+    assert (region.name, region.slide, region.file) == ("case1_1", "case1", dicom / "a.dcm")
+    if source:
+        monkeypatch.chdir(dicom)
+        assert [r.name for r in find_source(Path(), tiny()).regions] == ["case1_1"], "named as its folder even from it"
+
+
+def test_two_dicom_slides_in_a_folder_are_refused(dicom: Path) -> None:
+    save_geojson(dicom / "case1.geojson", feature("A", rectangle(0, 0, 99, 99)))
+    (dicom / "k.dcm").write_bytes(b"another slide's")
+    with pytest.raises(PathUpError, match=r"several DICOM slides \(a.dcm and k.dcm .* a folder of its own"):
+        find_source(dicom, tiny())
 
 
 def test_slides_with_annotations_beside_them_or_in_a_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pathup.errors import PathUpError
 from pathup.tiles.regions import Region
-from pathup.tiles.splits import check_disjoint, quotas, split_regions
+from pathup.tiles.splits import Area, check_disjoint, check_tissue, quotas, split_regions
 from tests.tiles.made import tiny
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -96,6 +96,33 @@ def test_own_splits_are_kept_and_checked() -> None:
         split_regions(regions, tiny(split_by="patient"))
     with pytest.raises(PathUpError, match="r3 has no split though others have"):
         split_regions([*regions, _region("r3")], tiny())
+
+
+def test_gaps_of_a_sources_own_splits_are_the_sources() -> None:
+    regions = [_region("r1", "A", split="train"), _region("r2", "B", split="train"), _region("r3", "A", split="test")]
+    _, warnings = split_regions(regions, tiny(split_by="region"))
+    assert warnings == ["split 'val' is empty in the source", "split 'test' has no regions of class B in the source"]
+
+
+def _area(split: str, left: int, sha256: str = "s", top: int = 0) -> Area:
+    return Area(f"{split}.tif", split, sha256, left, top, left + 100, top + 100)
+
+
+@pytest.mark.parametrize(("left", "top", "shared"), [(0, 0, True), (98, 98, True), (99, 0, False), (0, 100, False)])
+def test_tissue_in_two_splits(left: int, top: int, shared: bool) -> None:
+    # 99: boxes around outlines are rounded to whole pixels, so neighbours may share one
+    areas = [_area("train", 500), _area("train", 0), _area("test", left, top=top), _area("val", 0, "another file")]
+    if not shared:
+        check_tissue(areas)
+        return
+    with pytest.raises(PathUpError, match=r"hold the same tissue") as raised:
+        check_tissue(areas)
+    for named in ("train.tif (split 'train', 100 x 100 px at (0, 0))", "test.tif (split 'test'"):
+        assert named in str(raised.value)
+
+
+def test_tissue_twice_in_one_split_is_no_matter() -> None:
+    check_tissue([_area("train", 0), _area("train", 50), _area("test", 0, "another file")])
 
 
 def test_check_disjoint_counts_the_others() -> None:

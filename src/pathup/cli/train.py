@@ -77,11 +77,18 @@ def diffusion(
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the feature entropy loss.")] = None,
     patho_align: Annotated[
-        bool, typer.Option("--patho-align/--no-patho-align", help="Prompts of class and level, or one neutral prompt.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--patho-align/--no-patho-align",
+            help="Prompts of class and level, or one neutral prompt. [default: the recipe's]",
+        ),
+    ] = None,
     feature_entropy: Annotated[
-        bool, typer.Option("--feature-entropy/--no-feature-entropy", help="The feature entropy loss.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--feature-entropy/--no-feature-entropy", help="The feature entropy loss. [default: the recipe's]"
+        ),
+    ] = None,
     level: Annotated[str | None, typer.Option(help="Train on this level's tiles alone.")] = None,
     latents: Annotated[Path | None, typer.Option(help="Folder of the latent cache, to share between runs.")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
@@ -108,8 +115,8 @@ def diffusion(
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "feature_entropy.beta": beta,
-            "patho_align": None if patho_align else False,
-            "feature_entropy.enabled": None if feature_entropy else False,
+            "patho_align": patho_align,
+            "feature_entropy.enabled": feature_entropy,
         },
         cpu=cpu,
         workers=workers,

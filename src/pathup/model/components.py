@@ -157,9 +157,10 @@ def make_scheduler(name: str, config: Any) -> Any:
     PathUpError
         diffusers has no such scheduler, it does not fit this schedule, or it draws noise of its own at every step.
     """
-    kind = SCHEDULERS.get(name) or getattr(diffusers, name if name.endswith("Scheduler") else "", None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    found: Any = SCHEDULERS.get(name) or getattr(diffusers, name if name.endswith("Scheduler") else "", None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise unknown("scheduler", name, SCHEDULERS)
+    kind: Any = found
     if any(word in kind.__name__ for word in _RANDOM):
         raise PathUpError(
             f"scheduler {name} draws noise at every step, so the same seed would not give the same image; "

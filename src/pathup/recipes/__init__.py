@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises
     ------
     PathUpError
-        No such recipe, broken YAML, an unknown key (the nearest known key is named) or a wrong type or value.
+        No such recipe, broken YAML, a key given twice, an unknown key (the nearest known key is named) or a wrong
+        type or value.
     """
     text = str(name_or_path)
     if text in shipped_recipes():
@@ -70,11 +72,22 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             content = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PathUpError(f"{source} is not readable text ({error})") from error
+    return recipe_from_dict(_yaml_values(content, source), source=source)
+
+
+def _yaml_values(content: str, source: str) -> Any:
     try:
-        values = yaml.safe_load(content)
-    except yaml.YAMLError as error:
+        loader = yaml.SafeLoader(content)
+        node = loader.get_single_node()
+        repeated = _repeated_key(node, set())
+        if repeated is not None:
+            raise PathUpError(
+                f"{source}, line {repeated.start_mark.line + 1}: key '{repeated.value}' is given a second time; "
+                "keep one"
+            )
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise PathUpError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    return recipe_from_dict(values, source=source)
 
 
 def recipe_from_dict(values: Any, *, source: str = "recipe") -> Recipe:
@@ -97,6 +110,25 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     storage.write_text(path, recipe_text(recipe))
 
 
+def _repeated_key(node: yaml.Node | None, seen: set[int]) -> yaml.ScalarNode | None:
+    """The first key that a mapping has twice; YAML would take the last one without a word."""
+    if node is None or id(node) in seen:  # an alias leads to a node again
+        return None
+    seen.add(id(node))
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        keys: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    return key
+                keys.add((key.tag, key.value))
+            children.append(value)
+    return next((found for child in children if (found := _repeated_key(child, seen)) is not None), None)
+
+
 def _sentence(error: ValidationError) -> str:
     parts = []
     found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt key is named first
@@ -110,9 +142,19 @@ def _sentence(error: ValidationError) -> str:
         elif item["type"] == "value_error":
             parts.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            parts.append(f"'{place}' is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+            told = f"'{place}' is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            parts.append(told + (_number_hint(item["input"]) if item["type"] == "float_type" else ""))
     more = len(error.errors()) - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _number_hint(found: Any) -> str:
+    """How to write a number that YAML took for text: it knows 5.0e-6, but neither 5e-6 nor 1.0e6."""
+    parts = re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)", found) if isinstance(found, str) else None
+    if parts is None:
+        return ""
+    fraction = parts[2] if parts[2] and parts[2] != "." else ".0"
+    return f"; YAML takes this for text, so write {parts[1]}{fraction}e{parts[3] or '+'}{parts[4]}"
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ divided by the autoencoder's factor), ``mpp`` is micrometres per pixel.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,9 +17,20 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, and strict about unknown keys and types."""
+    """A part of the recipe: frozen, and strict about unknown keys and types (a whole number is a number, too)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def folded(name: str) -> str:
+    """A name as it is compared: upper and lower case, spaces, hyphens and underscores count the same."""
+    return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
+
+
+def _check_divides(field: str, divisor: int, channels: list[int]) -> None:
+    wrong = [width for width in channels if width % divisor]
+    if wrong:
+        raise ValueError(f"{field} {divisor} does not divide {wrong[0]}, one of block_channels {channels}")
 
 
 class ClassSpec(Section):
@@ -74,6 +86,9 @@ class TilesRecipe(Section):
         names = [level.name for level in self.levels]
         if len(set(names)) != len(names):
             raise ValueError(f"levels: names repeat ({', '.join(names)})")
+        words = [level.word for level in self.levels]
+        if len({folded(word) for word in words}) != len(words):
+            raise ValueError(f"levels: words repeat ({', '.join(words)}), so their prompts could not be told apart")
         if abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError(f"splits: shares sum to {sum(self.splits.values()):g}, but must sum to 1")
         return self
@@ -137,6 +152,13 @@ class AutoencoderRecipe(Section):
     log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
     seed: int = Field(0, description="of weights, crops and noise")
 
+    @model_validator(mode="after")
+    def _check(self) -> AutoencoderRecipe:
+        _check_divides("norm_groups", self.norm_groups, self.block_channels)
+        if self.crop_px % self.factor:
+            raise ValueError(f"crop_px {self.crop_px} is no multiple of {self.factor}, by which the blocks shrink")
+        return self
+
     @property
     def factor(self) -> int:
         """Image pixels a latent position, in each direction."""
@@ -150,6 +172,12 @@ class TextEncoderRecipe(Section):
     layers: Positive = Field(1, description="transformer layers")
     heads: Positive = Field(4, description="attention heads")
     max_tokens: Positive = Field(16, description="length that prompts are padded to, start and end tokens included")
+
+    @model_validator(mode="after")
+    def _check(self) -> TextEncoderRecipe:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide hidden_size {self.hidden_size}")
+        return self
 
 
 class UNetRecipe(Section):
@@ -165,6 +193,11 @@ class UNetRecipe(Section):
     def _check(self) -> UNetRecipe:
         if len(self.attention) != len(self.block_channels):
             raise ValueError(f"attention has {len(self.attention)} entries, block_channels {len(self.block_channels)}")
+        _check_divides("norm_groups", self.norm_groups, self.block_channels)
+        attending = [*self.attention[:-1], True]  # the middle block, as wide as the last, always attends
+        wide = [width for width, attends in zip(self.block_channels, attending, strict=True) if attends]
+        if any(width % self.head_channels for width in wide):
+            raise ValueError(f"head_channels {self.head_channels} does not divide {wide}, the channels of attention")
         return self
 
 
@@ -180,6 +213,15 @@ class NoiseRecipe(Section):
     prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
         "epsilon", description="what the U-Net predicts: the noise, the velocity or the clean latent"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> NoiseRecipe:
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"beta_start {self.beta_start:g} and beta_end {self.beta_end:g} must be between 0 and 1, "
+                "and beta_start not the larger"
+            )
+        return self
 
 
 class ModelRecipe(Section):
@@ -289,10 +331,17 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         labels = [spec.label for spec in self.classes]
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"classes: labels repeat ({', '.join(labels)})")
-        if len({spec.name for spec in self.classes}) != len(labels):
-            raise ValueError("classes: names repeat, so their prompts could not be told apart")
+        if len({folded(label) for label in labels}) != len(labels):
+            raise ValueError(f"classes: labels repeat ({', '.join(labels)}); upper and lower case count the same")
+        if "all" in (folded(label) for label in labels):
+            raise ValueError("classes: no label may be 'all', which stands for every class ('pathup generate --label')")
+        names = [spec.name for spec in self.classes]
+        if len({folded(name) for name in names}) != len(names):
+            raise ValueError(f"classes: names repeat ({', '.join(names)}), so their prompts could not be told apart")
+        for spec in self.classes:
+            for other in self.classes:
+                if other is not spec and folded(spec.name) == folded(other.label):
+                    raise ValueError(f"classes: '{spec.name}' is the name of {spec.label} and the label of another")
         return self
 
     @property

@@ -29,7 +29,7 @@ REGION_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 """Endings of files that are taken for region images."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError)
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, OverflowError)
 """What Pillow raises when it meets damaged data."""
 _MODES = {
     "1": "a black-and-white image",
@@ -69,9 +69,7 @@ def read_image(path: Path) -> np.ndarray:
         try:
             image.load()
         except _DAMAGED as error:
-            raise PathUpError(
-                f"{path} is truncated or damaged ({error}); a whole image was needed, so copy or export it again"
-            ) from None
+            raise _damaged(path, error) from None
         return np.asarray(image)
 
 
@@ -94,7 +92,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         except _DAMAGED as error:
             raise PathUpError(f"{path} cannot be opened as an image ({error}); copy or export it again") from None
         with image:
-            _check(path, image)
+            try:
+                _check(path, image)
+            except _DAMAGED as error:
+                raise _damaged(path, error) from None
             yield image
 
 
@@ -140,6 +141,12 @@ def _bits(path: Path, image: Image.Image) -> int:
     if image.mode.startswith("I"):
         return 16
     return 8
+
+
+def _damaged(path: Path, error: Exception) -> PathUpError:
+    return PathUpError(
+        f"{path} is truncated or damaged ({error}); a whole image was needed, so copy or export it again"
+    )
 
 
 def _too_large(path: Path, found: str) -> PathUpError:

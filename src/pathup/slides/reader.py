@@ -8,6 +8,7 @@ pyramid serves it is decided here and nowhere else.
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,16 @@ SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".vms", ".v
 PLAUSIBLE_MPP = (0.02, 50.0)
 """Recorded scales outside of this (micrometres per pixel) are no scale: 300 dpi of a print are 85."""
 
+_DAMAGED_TIFF = (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, struct.error)
+"""What tifffile raises when it meets damaged or unusual tags."""
+
+_KINDS = {
+    tifffile.PHOTOMETRIC.MINISBLACK: "a greyscale image",
+    tifffile.PHOTOMETRIC.MINISWHITE: "a greyscale image",
+    tifffile.PHOTOMETRIC.PALETTE: "a palette image",
+    tifffile.PHOTOMETRIC.SEPARATED: "a CMYK image",
+}
+
 _LEVEL_TOLERANCE = 1.001
 """A level counts as fine enough when at most 0.1 % too coarse: recorded downsamples are rounded (4.0003)."""
 
@@ -45,6 +56,8 @@ class SlideReader:
         Micrometres per level-0 pixel in x and y, as the file records them.
     mpp : tuple of float
         The recorded scale, or the stated one where the file records none.
+    bounds : tuple of int
+        x, y, width, height of the scanned part in level-0 pixels: the whole image, unless the file tells of a part.
     """
 
     def __init__(
@@ -53,6 +66,7 @@ class SlideReader:
         self.path = path
         self.size = size
         self.recorded_mpp = recorded
+        self.bounds = (0, 0, *size)
         self._assume_mpp = assume_mpp
 
     @property
@@ -153,6 +167,7 @@ class Slide(SlideReader):
             properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
         ) or _tiff_mpp(path)
         super().__init__(path, self._slide.dimensions, recorded, assume_mpp)
+        self.bounds = _bounds(properties, self.size) or self.bounds
         self.downsamples: tuple[float, ...] = tuple(self._slide.level_downsamples)
 
     def level_for(self, reduction: float) -> int:
@@ -163,9 +178,12 @@ class Slide(SlideReader):
     def _pixels(self, x: int, y: int, width: int, height: int, out_px: int) -> Image.Image:
         level = self.level_for(min(width, height) / out_px)
         down = self.downsamples[level]
-        size = (max(1, round(width / down)), max(1, round(height / down)))
+        held = self._slide.level_dimensions[level]
+        size = (min(max(1, round(width / down)), held[0]), min(max(1, round(height / down)), held[1]))
+        # rounding may carry a field at the right or lower rim past its level, where there is nothing but white
+        corner = (min(x, math.floor((held[0] - size[0]) * down)), min(y, math.floor((held[1] - size[1]) * down)))
         try:
-            rgba = self._slide.read_region((x, y), level, size)
+            rgba = self._slide.read_region(corner, level, size)
         except (openslide.OpenSlideError, OSError) as error:
             raise PathUpError(f"{self.path} is damaged: the field at ({x}, {y}) cannot be read ({error})") from None
         white = Image.new("RGB", rgba.size, (255, 255, 255))
@@ -196,13 +214,26 @@ def open_slide(path: Path, assume_mpp: float | None = None) -> SlideReader:
         raise PathUpError(f"image {path} does not exist")
     if path.stat().st_size == 0:
         raise PathUpError(f"{path} is empty (0 bytes), but an image was needed; copy or export it again")
+    if is_slide(path):
+        return Slide(path, assume_mpp)
     suffix = path.suffix.lower()
-    if suffix in SLIDE_SUFFIXES:
-        if openslide.OpenSlide.detect_format(path) is not None:
-            return Slide(path, assume_mpp)
-        if suffix not in (".tif", ".tiff"):
-            raise PathUpError(f"{path} is not a slide that OpenSlide can read; it may be damaged or incomplete")
+    if suffix in SLIDE_SUFFIXES and suffix not in (".tif", ".tiff"):
+        raise PathUpError(f"{path} is not a slide that OpenSlide can read; it may be damaged or incomplete")
     return RegionImage(path, assume_mpp)
+
+
+def is_slide(path: Path) -> bool:
+    """Whether `open_slide` reads a file as a whole slide, through OpenSlide, and not as a region image."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and openslide.OpenSlide.detect_format(path) is not None
+
+
+def slide_identity(path: Path) -> str | None:
+    """What is the same for all files of one slide and different for another's; None when `path` is no slide's."""
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
+    except (openslide.OpenSlideError, OSError):
+        return None
 
 
 def slide_files(path: Path) -> list[Path]:
@@ -229,6 +260,17 @@ def _plausible(x: str | float | None, y: str | float | None) -> tuple[float, flo
     return mpp if mpp and all(math.isfinite(v) and low <= v <= high for v in mpp) else None
 
 
+def _bounds(properties: dict[str, str], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """The scanned part that a slide tells of (MIRAX, SCN, ...), if it lies within the slide."""
+    names = ("x", "y", "width", "height")
+    try:
+        x, y, width, height = (int(properties[f"openslide.bounds-{name}"]) for name in names)
+    except (KeyError, ValueError):
+        return None
+    within = min(x, y) >= 0 and min(width, height) >= 1 and x + width <= size[0] and y + height <= size[1]
+    return (x, y, width, height) if within else None
+
+
 def _tiff_mpp(path: Path) -> tuple[float, float] | None:
     """Micrometres per pixel from a TIFF's resolution tags, if it has a unit and a plausible value."""
     if path.suffix.lower() not in (".tif", ".tiff", ".svs"):
@@ -238,11 +280,11 @@ def _tiff_mpp(path: Path) -> tuple[float, float] | None:
             tags = tiff.pages[0].tags  # type: ignore[union-attr]
             unit = {2: 25_400.0, 3: 10_000.0}.get(int(_tag(tags, "ResolutionUnit", 1)))
             pairs = [_tag(tags, name, (0, 1)) for name in ("XResolution", "YResolution")]
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError, TypeError):
+            if unit is None or any(not pair[0] or not pair[1] for pair in pairs):
+                return None
+            return _plausible(*(unit * pair[1] / pair[0] for pair in pairs))
+    except _DAMAGED_TIFF:
         return None
-    if unit is None or any(not pair[0] or not pair[1] for pair in pairs):
-        return None
-    return _plausible(*(unit * pair[1] / pair[0] for pair in pairs))
 
 
 def _tag(tags: Any, name: str, default: Any) -> Any:
@@ -255,14 +297,17 @@ def _check_tiff(path: Path) -> None:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages[0].aspage()
-            bits, samples, photometric = page.bitspersample, page.samplesperpixel, page.photometric
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as error:
-        raise PathUpError(f"{path} is a damaged TIFF ({error})") from None
+            bits, samples, extra = page.bitspersample, page.samplesperpixel, page.extrasamples
+            photometric = tifffile.PHOTOMETRIC(page.photometric)
+    except _DAMAGED_TIFF as error:
+        raise PathUpError(f"{path} is a damaged TIFF ({error}); copy or export it again") from None
     depth = max(bits) if isinstance(bits, tuple) else bits
     if depth != 8:
         raise PathUpError(f"{path} has {depth} bits per channel, but 8-bit RGB was needed; convert it")
-    if samples != 3 or photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
-        raise PathUpError(
-            f"{path} has {samples} channel(s) of colour kind {tifffile.PHOTOMETRIC(photometric).name}, "
-            "but 8-bit RGB was needed; convert it"
-        )
+    kind = _KINDS.get(photometric, f"an image of colour kind {photometric.name}")
+    if photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+        if samples == 3:
+            return
+        alpha = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA} & set(extra)
+        kind = "an image with an alpha channel" if alpha else f"an image of {samples} channels"
+    raise PathUpError(f"{path} is {kind}, but 8-bit RGB was needed; convert it")

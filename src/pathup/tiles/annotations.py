@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shapely import MultiPolygon, Polygon, box, make_valid
+import numpy as np
+from shapely import MultiPolygon, Polygon, box, get_coordinates, make_valid
+from shapely.affinity import translate
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
@@ -35,7 +37,7 @@ class Annotation:
     label : str
         Class label.
     outline : shapely Polygon or MultiPolygon
-        Level-0 pixels, within the slide, valid.
+        Level-0 pixels of the file, within the slide, valid.
     """
 
     number: int
@@ -49,7 +51,7 @@ class Annotation:
         return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
 
 
-def read_annotations(path: Path, recipe: Recipe, size: tuple[int, int]) -> list[Annotation]:
+def read_annotations(path: Path, recipe: Recipe, bounds: tuple[int, int, int, int]) -> list[Annotation]:
     """Read the annotations of a slide.
 
     A FeatureCollection, a list of features or a single feature; polygons and multipolygons, with holes. A
@@ -57,8 +59,9 @@ def read_annotations(path: Path, recipe: Recipe, size: tuple[int, int]) -> list[
 
     Parameters
     ----------
-    size
-        The slide's width and height in level-0 pixels.
+    bounds
+        x, y, width, height of the slide's scanned part (`SlideReader.bounds`): QuPath shows this part alone and counts
+        from its corner.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def read_annotations(path: Path, recipe: Recipe, size: tuple[int, int]) -> list[
     """
     content = storage.read_json(path)
     found = [
-        Annotation(number, _label(feature, number, path, recipe), _outline(feature, number, path, size))
+        Annotation(number, _label(feature, number, path, recipe), _outline(feature, number, path, bounds))
         for number, feature in enumerate(_features(content, path), start=1)
         if _kind(feature) not in _NOT_ANNOTATIONS
     ]
@@ -108,27 +111,34 @@ def _label(feature: dict[str, Any], number: int, path: Path, recipe: Recipe) -> 
     return label_of(recipe, name, where=f"annotation {number} of {path}")
 
 
-def _outline(feature: dict[str, Any], number: int, path: Path, size: tuple[int, int]) -> Polygon | MultiPolygon:
+def _outline(
+    feature: dict[str, Any], number: int, path: Path, bounds: tuple[int, int, int, int]
+) -> Polygon | MultiPolygon:
     which = f"annotation {number} in {path}"
-    geometry = feature.get("geometry")
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    given = feature.get("geometry")
+    geometry: dict[str, Any] = given if isinstance(given, dict) else {}
+    kind = geometry.get("type")
     if kind not in ("Polygon", "MultiPolygon"):
         raise PathUpError(
             f"{which} is a {kind or 'feature without geometry'}, but an area (Polygon or MultiPolygon) was needed"
         )
+    if not isinstance(geometry.get("coordinates"), list):
+        raise PathUpError(f"{which} has no list of coordinates; draw it again")
     try:
-        outline = shape(geometry)
-        finite = all(math.isfinite(v) for v in outline.bounds)
-    except (ShapelyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise PathUpError(f"{which} has a broken outline ({error}); draw it again") from None
+        with np.errstate(invalid="ignore"):  # shapely warns of what is refused with a sentence
+            outline = shape(geometry)
+            finite = bool(np.isfinite(get_coordinates(outline)).all())
+        if finite and not outline.is_valid:
+            # 'structure': tissue that an outline goes round twice stays inside, where 'linework' cuts it out
+            outline = _areas(make_valid(outline, method="structure", keep_collapsed=False))
+    except (ShapelyError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise PathUpError(f"{which} has a broken outline ({' '.join(str(error).split())}); draw it again") from None
     if not finite:
-        raise PathUpError(f"{which} has an outline with no finite extent; draw it again")
-    if not outline.is_valid:
-        outline = _areas(make_valid(outline))
+        raise PathUpError(f"{which} has a point that is not finite; draw it again")
     if outline.is_empty or not outline.area > 0:
         raise PathUpError(f"{which} encloses no area; draw it again")
     left, top, right, bottom = outline.bounds
-    width, height = size
+    x, y, width, height = bounds
     if left < -_RIM_PX or top < -_RIM_PX or right > width + _RIM_PX or bottom > height + _RIM_PX:
         raise PathUpError(
             f"{which} spans ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}), outside the slide of "
@@ -137,7 +147,7 @@ def _outline(feature: dict[str, Any], number: int, path: Path, size: tuple[int, 
     inside = _areas(outline.intersection(box(0, 0, width, height)))
     if inside.is_empty:
         raise PathUpError(f"{which} encloses no area of the slide; draw it again")
-    return inside
+    return translate(inside, x, y)
 
 
 def _areas(geometry: Any) -> Polygon | MultiPolygon:

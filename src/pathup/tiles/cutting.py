@@ -65,15 +65,18 @@ class Scan:
         Those that are tissue and inside the annotation.
     left_out : dict
         Level name to reason to count.
-    sha256 : str
-        Of the source file (or of a slide's several files).
+    area : list of int
+        Left, top, right, bottom of what was looked through, in level-0 pixels.
+    sha256 : str or None
+        Of the source file (or of a slide's several files); None where another region of the file has it.
     signature : list
         Sizes and modification times of the source's files, to notice a change.
     """
 
     fields: list[Field]
     left_out: dict[str, dict[str, int]]
-    sha256: str
+    area: list[int]
+    sha256: str | None
     signature: list[list[int]]
 
 
@@ -126,8 +129,13 @@ def tissue_fraction(pixels_HWC: np.ndarray) -> float:
     return float(np.mean((darkest <= STAINED_DARKEST) & (brightest - darkest >= STAINED_CHROMA)))
 
 
-def scan_region(region: Region, recipe: TilesRecipe) -> Scan:
+def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True) -> Scan:
     """Find the fields of a region that are to become tiles. Writes nothing.
+
+    Parameters
+    ----------
+    hashed
+        Whether to hash the file: a slide of gigabytes is read once, not for each of its regions.
 
     Raises
     ------
@@ -158,7 +166,9 @@ def scan_region(region: Region, recipe: TilesRecipe) -> Scan:
                 else:
                     fields.append(field)
             left_out[level.name] = dict(reasons)
-    return Scan(fields, left_out, source_sha256(region.file), signature(region.file))
+    x, y, width, height = area
+    sha256 = source_sha256(region.file) if hashed else None
+    return Scan(fields, left_out, [x, y, x + width, y + height], sha256, signature(region.file))
 
 
 def read_tile(reader: SlideReader, field: Field, tile_px: int) -> np.ndarray:

@@ -86,7 +86,8 @@ class TileFolder:
         PathUpError
             The folder or its metadata is missing or unfinished; a row is incomplete or listed twice; an image is
             missing or not a square of the recipe's `tile_px` in 8-bit RGB; a label or level is not in the recipe; a
-            tile's scale is not its level's; a patient, slide or region (the recipe's `split_by`) is in two splits.
+            tile's scale is not its level's; a patient, slide or region (the recipe's `split_by`) or a place of a source
+            file is in two splits.
         """
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
@@ -97,9 +98,9 @@ class TileFolder:
         found._check()
         others = [s for s in SPLITS if s != split and (folder / s / METADATA_FILE).is_file()]
         by = recipe.tiles.split_by
-        members = {(r.group(by), split) for r in records}
-        members |= {(r.group(by), s) for s in others for r in _read(folder / s / METADATA_FILE)}
-        check_disjoint(members, by)
+        rows = [(r, split) for r in records] + [(r, s) for s in others for r in _read(folder / s / METADATA_FILE)]
+        check_disjoint(((r.group(by), s) for r, s in rows), by)
+        _check_places(rows)
         return found
 
     def only(self, level: str) -> TileFolder:
@@ -192,10 +193,24 @@ def _read(path: Path) -> list[TileRecord]:
             "(add --resume if that was stopped)"
         )
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # not splitlines(): names may hold its other line ends, such as U+2028
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PathUpError(f"{path} is damaged ({error}); make the tiles again") from error
     return [_record(row, f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
+
+
+def _check_places(rows: list[tuple[TileRecord, str]]) -> None:
+    """Refuse one place of a source file in two splits, whatever its regions are called there."""
+    first: dict[tuple[str, int, int, str], tuple[TileRecord, str]] = {}
+    for record, split in rows:
+        place = (record.source_sha256, record.x, record.y, record.level)
+        seen, seen_split = first.setdefault(place, (record, split))
+        if seen_split != split:
+            raise PathUpError(
+                f"{seen_split}/{seen.file_name} and {split}/{record.file_name} are of one place of one source file, "
+                "but the splits must not share tissue; keep that file in one of them and make the tiles again"
+            )
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {"x": int, "y": int, "mpp": (int, float)}

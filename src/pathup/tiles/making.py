@@ -12,7 +12,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pathup.slides.reader import SLIDE_SUFFIXES
 from pathup.tiles.cutting import Field, Scan, cut_region, scan_region, signature
 from pathup.tiles.regions import SPLITS, Region
 from pathup.tiles.sources import Source, find_source
-from pathup.tiles.splits import split_regions
+from pathup.tiles.splits import Area, check_tissue, split_regions
 from pathup.tiles.taxonomy import prompt_text
 from pathup.tiles.workers import run_all
 
@@ -33,7 +33,7 @@ METADATA_FILE = "metadata.jsonl"
 SUMMARY_FILE = "summary.json"
 RECIPE_FILE = "recipe.yaml"
 _NOTES = ".work"
-_FORMAT = 1
+_FORMAT = 2
 """Counts up when the same source and recipe would give other tiles, so that no run is resumed across it."""
 
 
@@ -75,7 +75,8 @@ def make_tiles(
     if workers < 1:
         raise PathUpError(f"--workers is {workers}, but at least 1 process is needed")
     found = find_source(source, recipe, annotations=annotations, patients=patients, mpp=mpp)
-    regions, warnings = split_regions(found.regions, recipe, found.joined)
+    regions, gaps = split_regions(found.regions, recipe, found.joined)
+    warnings = [*found.warnings, *gaps]
     _check_headers(regions)
     existed = out.exists()
     begun = storage.claim_folder(out, "tiles", _identity(regions, recipe), resume=resume)
@@ -84,10 +85,11 @@ def make_tiles(
         return dict(storage.read_json(out / SUMMARY_FILE))
     try:
         scans = _scan(out / _NOTES, regions, recipe.tiles, workers)
+        check_tissue(Area(r.place, str(r.split), str(scans[r.name].sha256), *scans[r.name].area) for r in regions)
         chosen, left_out = _choose(regions, scans, recipe.tiles)
         if not any(chosen.values()):
             raise PathUpError(_nothing(source, left_out))
-    except PathUpError:
+    except Exception:
         if not begun:  # nothing was cut yet, so a corrected source can be tried again at once
             _forget(out, existed)
         raise
@@ -125,14 +127,28 @@ def _forget(out: Path, existed: bool) -> None:
 
 
 def _scan(notes: Path, regions: Sequence[Region], recipe: TilesRecipe, workers: int) -> dict[str, Scan]:
-    """Scan every region that has no note yet; return all scans by region name."""
-    waiting = [(r, recipe, notes / f"{r.name}.scan.json") for r in regions if not _scanned(notes, r)]
+    """Scan every region that has no note yet; return all scans by region name.
+
+    The first region of a file hashes it, for all of them.
+    """
+    first: dict[Path, str] = {}
+    for region in regions:
+        first.setdefault(region.file, region.name)
+    waiting = [
+        (r, recipe, notes / f"{r.name}.scan.json", first[r.file] == r.name) for r in regions if not _scanned(notes, r)
+    ]
     run_all(_scan_one, waiting, workers, "looking through the regions", done=len(regions) - len(waiting))
-    return {r.name: _read_scan(notes / f"{r.name}.scan.json") for r in regions}
+    scans = {r.name: _read_scan(notes / f"{r.name}.scan.json") for r in regions}
+    for region in regions:
+        own, hashed = scans[region.name], scans[first[region.file]]
+        if own.signature != hashed.signature:
+            raise _changed(region.file)
+        scans[region.name] = replace(own, sha256=hashed.sha256)
+    return scans
 
 
-def _scan_one(region: Region, recipe: TilesRecipe, note: Path) -> None:
-    storage.write_json(note, asdict(scan_region(region, recipe)))
+def _scan_one(region: Region, recipe: TilesRecipe, note: Path, hashed: bool) -> None:
+    storage.write_json(note, asdict(scan_region(region, recipe, hashed=hashed)))
 
 
 def _scanned(notes: Path, region: Region) -> bool:
@@ -140,11 +156,14 @@ def _scanned(notes: Path, region: Region) -> bool:
     if not note.is_file():
         return False
     if _read_scan(note).signature != signature(region.file):
-        raise PathUpError(
-            f"{region.file} has changed since this run was begun; "
-            "start again with another output folder, or remove this one"
-        )
+        raise _changed(region.file)
     return True
+
+
+def _changed(file: Path) -> PathUpError:
+    return PathUpError(
+        f"{file} has changed since this run was begun; start again with another output folder, or remove this one"
+    )
 
 
 def _read_scan(note: Path) -> Scan:

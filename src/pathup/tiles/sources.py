@@ -7,17 +7,28 @@ region table (CSV), or whole slides with QuPath annotations.
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shapely import box
+
 from pathup.errors import PathUpError, unknown
 from pathup.recipes import Recipe
-from pathup.slides.images import REGION_SUFFIXES
-from pathup.slides.reader import SLIDE_SUFFIXES
+from pathup.slides.reader import is_slide
 from pathup.tiles.regions import SPLITS, Region, named_apart, safe_name
-from pathup.tiles.slide_sources import slide_regions, slides_in
+from pathup.tiles.slide_sources import (
+    clusters,
+    images_in,
+    is_annotated,
+    is_image,
+    slide_regions,
+    slides_in,
+    wanted_annotations,
+)
 from pathup.tiles.taxonomy import label_of
 
 _BRACS = re.compile(r"^(BRACS_\d+)_[A-Za-z]+_\d+$")
@@ -25,7 +36,6 @@ _SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_IMAGES = tuple(sorted({*REGION_SUFFIXES, *SLIDE_SUFFIXES} - {".dcm"}))
 _DEPTH = 3
 """How many folders down a train/val/test root is looked for: ``BRACS_RoI/previous_version/NAME/Images``."""
 
@@ -41,12 +51,15 @@ class Source:
     regions : list of Region
         Sorted by name.
     joined : dict
-        Region name to the name of the cluster of overlapping annotations that it belongs to.
+        Region name to the name of the cluster of overlapping annotations or rectangles that it belongs to.
+    warnings : list of str
+        What was found and not taken, one sentence each.
     """
 
     kind: str
     regions: list[Region]
     joined: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def find_source(
@@ -73,28 +86,38 @@ def find_source(
     ------
     PathUpError
         The path is missing, of no known kind or holds no region; a class, split, table or annotation is wrong;
-        a region is listed twice.
+        a region is listed twice; `mpp` is no positive number.
     """
     if not path.exists():
         raise PathUpError(f"source {path} does not exist")
     if annotations is not None and not annotations.exists():
         raise PathUpError(f"annotations {annotations} do not exist")
+    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+        raise PathUpError(f"--mpp is {mpp:g}, but a positive number of micrometres per pixel is needed")
+    is_table = path.suffix.lower() == ".csv" and path.is_file()
+    if is_table and annotations is not None:
+        raise PathUpError(
+            f"--annotations was given, but {path} is a region table, which has its regions from its rows; leave it out"
+        )
     joined: dict[str, str] = {}
-    if path.suffix.lower() == ".csv" and path.is_file():
+    warnings: list[str] = []
+    if is_table:
         kind, regions = "region table", _table(path, recipe)
-    elif path.is_file() or annotations is not None or any(path.glob("*.geojson")):
+    elif path.is_file() or annotations is not None or _has_annotations(path):
         kind = "slides"
         regions, joined = slide_regions(path, recipe, annotations, mpp)
     else:
-        kind, regions = "class folders", _class_folders(path, recipe)
+        kind = "class folders"
+        regions, warnings = _class_folders(path, recipe)
     if not regions:
         raise PathUpError(f"source {path} holds no regions; {_NEEDED}")
     if kind != "slides":
-        assumed = mpp if mpp is not None else recipe.tiles.assume_mpp
-        regions = named_apart([replace(region, assume_mpp=assumed) for region in regions])
+        regions = named_apart(_with_scales(regions, recipe, mpp))
+    if kind == "region table":
+        joined = _overlapping(regions)
     if patients is not None:
         regions = _with_patients(regions, patients)
-    return Source(kind, sorted(regions, key=lambda r: r.name), joined)
+    return Source(kind, sorted(regions, key=lambda r: r.name), joined, warnings)
 
 
 _NEEDED = (
@@ -103,22 +126,66 @@ _NEEDED = (
 )
 
 
-def _class_folders(root: Path, recipe: Recipe) -> list[Region]:
-    """Regions of a tree split/class/file or class/file."""
+def _has_annotations(folder: Path) -> bool:
+    return any(folder.glob("*.geojson")) or any(is_annotated(slide) for slide in slides_in(folder))
+
+
+def _with_scales(regions: list[Region], recipe: Recipe, mpp: float | None) -> list[Region]:
+    """Say what to assume of files that record no scale: `mpp`, or for region images alone what the recipe does."""
+    whole = {file: is_slide(file) for file in {region.file for region in regions}}
+    assumed = {file: mpp if mpp is not None or whole[file] else recipe.tiles.assume_mpp for file in whole}
+    return [replace(region, assume_mpp=assumed[region.file]) for region in regions]
+
+
+def _overlapping(regions: list[Region]) -> dict[str, str]:
+    """Name each region's cluster: rectangles of one file that overlap, for splitting by region."""
+    of_file: dict[Path, list[Region]] = defaultdict(list)
+    for region in regions:
+        of_file[region.file].append(region)
+    joined: dict[str, str] = {}
+    for found in of_file.values():
+        found.sort(key=lambda r: r.name)
+        if any(region.box is None for region in found):  # the whole file: it overlaps with all
+            joined |= {region.name: found[0].name for region in found}
+        else:
+            # a little smaller, so that those which only touch stay apart
+            places = [region.box for region in found if region.box is not None]
+            boxes = [box(x + 0.25, y + 0.25, x + w - 0.25, y + h - 0.25) for x, y, w, h in places]
+            joined |= clusters([region.name for region in found], boxes)
+    return joined
+
+
+def _class_folders(root: Path, recipe: Recipe) -> tuple[list[Region], list[str]]:
+    """Regions of a tree split/class/file or class/file, and warnings of images that are in no class folder."""
     top = _split_root(root, _DEPTH)
     if top is not None:
         splits = {folder: _SPLIT_NAMES[folder.name.lower()] for folder in _folders(top) if _is_split(folder)}
         strays = [f for f in _folders(top) if f not in splits and any(_image_files(f))]
         if strays:
             raise unknown("split folder", strays[0].name, SPLITS)
-        return [r for folder, split in splits.items() for r in _classes(folder, root, recipe, split)]
+        regions = [r for folder, split in splits.items() for r in _classes(folder, root, recipe, split)]
+        return regions, _left_out(dict.fromkeys([root, top, *splits]))
+    regions = list(_classes(root, root, recipe, None))
     slides = slides_in(root)
-    if slides and not _folders(root):
+    if slides and not regions:
+        wanted = wanted_annotations(slides[0])
         raise PathUpError(
             f"{root} holds slides or images ({slides[0].name}) but no annotations: put a QuPath export "
-            f"({slides[0].stem}.geojson) beside each, or name them with --annotations"
+            f"({wanted.name}) beside each, here {wanted}, or name them with --annotations; "
+            "region images belong in class folders"
         )
-    return list(_classes(root, root, recipe, None))
+    return regions, _left_out([root])
+
+
+def _left_out(folders: Iterable[Path]) -> list[str]:
+    """A warning for each of `folders` that holds images itself, where only their class folders are read."""
+    found = {folder: images_in(folder) for folder in folders}
+    return [
+        f"{len(images)} image(s) directly in {folder} (the first: {images[0].name}) are of no class and were left out: "
+        "move them into class folders"
+        for folder, images in found.items()
+        if images
+    ]
 
 
 def _classes(folder: Path, root: Path, recipe: Recipe, split: str | None) -> Iterator[Region]:
@@ -161,9 +228,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _IMAGES and not path.name.startswith(".") and path.is_file():
-            yield path
+    yield from (path for path in sorted(folder.rglob("*")) if is_image(path))
 
 
 def _table(path: Path, recipe: Recipe) -> list[Region]:
@@ -205,11 +270,9 @@ def _row(row: dict[str, str], where: str, folder: Path, recipe: Recipe, has_spli
             raise unknown(f"split in {where}:", row["split"], SPLITS)
     bracs = _BRACS.match(file.stem)
     slide = row.get("slide") or (bracs[1] if bracs else file.stem)
-    edges = [_number(row, name, where) for name in ("x", "y", "width", "height")]
-    given = [edge is not None for edge in edges]
-    if any(given[2:]) and not all(given[2:]):
+    x, y, width, height = (_whole_number(row, name, where) for name in ("x", "y", "width", "height"))
+    if (width is None) != (height is None):
         raise PathUpError(f"{where}: width and height must both be given, or neither")
-    box = tuple(int(edge or 0) for edge in edges) if all(given[2:]) else None
     mpp = _number(row, "mpp", where)
     if mpp is not None and not mpp > 0:
         raise PathUpError(f"{where}: mpp is {mpp:g}, but micrometres per pixel must be positive")
@@ -221,7 +284,7 @@ def _row(row: dict[str, str], where: str, folder: Path, recipe: Recipe, has_spli
         slide=slide,
         patient=row.get("patient") or slide,
         split=split,
-        box=box,  # type: ignore[arg-type]
+        box=None if width is None or height is None else (x or 0, y or 0, width, height),
         stated_mpp=mpp,
     )
 
@@ -231,9 +294,19 @@ def _number(row: dict[str, str], column: str, where: str) -> float | None:
     if not text:
         return None
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise PathUpError(f"{where}: '{column}' is '{text}', but a number was needed") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise PathUpError(f"{where}: '{column}' is '{text}', but a number was needed")
+    return number
+
+
+def _whole_number(row: dict[str, str], column: str, where: str) -> int | None:
+    number = _number(row, column, where)
+    if number is not None and not number.is_integer():
+        raise PathUpError(f"{where}: '{column}' is {number:g}, but a whole number of pixels was needed")
+    return None if number is None else int(number)
 
 
 def _with_patients(regions: list[Region], path: Path) -> list[Region]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+from shapely import STRtree, box
 
 from pathup.draws import seed_of
 from pathup.errors import PathUpError
@@ -37,6 +39,52 @@ def check_disjoint(members: Iterable[tuple[str, str]], kind: str) -> None:
         raise PathUpError(
             f"{kind} '{both[0]}' is in both {sides}{more}, but the splits must not share a {kind}; "
             f"move it to one of them, or set tiles.split_by in the recipe"
+        )
+
+
+@dataclass(frozen=True)
+class Area:
+    """The tissue of a region: a rectangle (level-0 pixels) of a file of this content, and the split it is in."""
+
+    place: str
+    split: str
+    sha256: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def __str__(self) -> str:
+        size = f"{self.right - self.left} x {self.bottom - self.top} px at ({self.left}, {self.top})"
+        return f"{self.place} (split '{self.split}', {size})"
+
+
+def check_tissue(areas: Iterable[Area]) -> None:
+    """Check that no tissue is in two splits, whatever its files and regions are called.
+
+    Raises
+    ------
+    PathUpError
+        Areas of one content (a file, or copies of it) overlap and are in different splits; both are named.
+    """
+    of_file: dict[str, list[Area]] = defaultdict(list)
+    for area in areas:
+        of_file[area.sha256].append(area)
+    for found in of_file.values():
+        if len({area.split for area in found}) > 1:
+            boxes = [box(a.left, a.top, a.right, a.bottom) for a in found]
+            for i, k in STRtree(boxes).query(boxes, predicate="intersects").T.tolist():
+                _check_apart(found[i], found[k])
+
+
+def _check_apart(one: Area, other: Area) -> None:
+    wide = min(one.right, other.right) - max(one.left, other.left)
+    high = min(one.bottom, other.bottom) - max(one.top, other.top)
+    # boxes around outlines are rounded outwards, so those of neighbours may share one pixel
+    if one.split != other.split and wide > 1 and high > 1:
+        raise PathUpError(
+            f"{one} and {other} hold the same tissue, but the splits must not share any; "
+            "keep one of them, or move both to one split"
         )
 
 
@@ -79,7 +127,7 @@ def split_regions(
         dealt = _deal(regions, keys, shares, recipe.tiles.seed)
         regions = [replace(r, split=dealt[keys[r.name]]) for r in regions]
     check_disjoint(((r.group(split_by), str(r.split)) for r in regions), split_by)
-    return list(regions), _gaps(regions, recipe)
+    return list(regions), _gaps(regions, recipe, own=not missing)
 
 
 def _deal(regions: Sequence[Region], keys: Mapping[str, str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -116,7 +164,8 @@ def quotas(count: int, shares: Mapping[str, float]) -> dict[str, int]:
     return given
 
 
-def _gaps(regions: Sequence[Region], recipe: Recipe) -> list[str]:
+def _gaps(regions: Sequence[Region], recipe: Recipe, *, own: bool) -> list[str]:
+    """Sentences on what is missing; `own`: the splits are the source's."""
     found: dict[str, set[str]] = defaultdict(set)
     for region in regions:
         found[region.label].add(str(region.split))
@@ -129,5 +178,6 @@ def _gaps(regions: Sequence[Region], recipe: Recipe) -> list[str]:
         if lacking and (split == "train" or recipe.tiles.splits.get(split, 0) > 0):  # type: ignore[call-overload]
             kind = recipe.tiles.split_by
             what = "is empty" if len(lacking) == len(found) else f"has no regions of class {', '.join(lacking)}"
-            warnings.append(f"split '{split}' {what}: too few {kind}s to divide, for a {kind} goes to one split only")
+            why = " in the source" if own else f": too few {kind}s to divide, for a {kind} goes to one split only"
+            warnings.append(f"split '{split}' {what}{why}")
     return warnings

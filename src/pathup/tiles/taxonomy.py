@@ -6,6 +6,7 @@ import re
 
 from pathup.errors import unknown
 from pathup.recipes import LevelSpec, Recipe
+from pathup.recipes.schema import folded
 
 _NUMBERED = re.compile(r"^\d+[ _-]+(?=\S)")
 
@@ -26,10 +27,10 @@ def label_of(recipe: Recipe, written: str, *, where: str) -> str:
     PathUpError
         No class of the recipe is called so; the nearest is named.
     """
-    known = {_folded(name): spec.label for spec in recipe.classes for name in (spec.name, spec.label)}
+    known = {folded(name): spec.label for spec in recipe.classes for name in (spec.name, spec.label)}
     for candidate in (written, _NUMBERED.sub("", written.strip())):
-        if _folded(candidate) in known:
-            return known[_folded(candidate)]
+        if folded(candidate) in known:
+            return known[folded(candidate)]
     bare = _NUMBERED.sub("", written.strip())
     names = {spec.label: spec.name for spec in recipe.classes}
     raise unknown(f"class in {where}:", bare, [*names, *(n for n in names.values() if n not in names)])
@@ -68,7 +69,3 @@ def all_prompts(recipe: Recipe) -> list[tuple[str, str, str]]:
     return [
         (label, level, prompt_text(recipe, label, level)) for label in recipe.labels for level in recipe.level_names
     ]
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name.strip()).casefold()
