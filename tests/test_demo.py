@@ -173,7 +173,9 @@ def test_a_second_run_replaces_the_first_and_an_interrupted_one_has_no_page(
     ("changed", "said"),
     [
         ({"label": "C"}, "unknown label 'C'"),
-        ({"size_px": 330}, "multiples of 16 px"),
+        ({"size_px": 330}, "multiples of 4 px"),
+        ({"steps": 0}, "steps 0"),
+        ({"threads": 0}, "threads is 0"),
         ({"tiles": 0}, "at least 1 was needed"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"model": Path("none")}, "the model none is not there"),

@@ -88,3 +88,27 @@ def test_a_disk_that_fills_under_safetensors_is_the_same_sentence(tmp_path, monk
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(PathUpError, match="File too large"), storage.clear_disk_errors(tmp_path / "model"):
         raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+
+def test_a_folder_appears_only_when_complete_and_keeps_what_else_lay_there(tmp_path):
+    target = tmp_path / "model"
+    for content in ("one", "two"):
+        with storage.atomic_folder(target) as partial:
+            (partial / "part").mkdir()
+            (partial / "part/weights").write_text(content)
+        if content == "one":
+            (target / "README.md").write_text("a card")
+    assert (target / "part/weights").read_text() == "two"
+    assert (target / "README.md").read_text() == "a card"
+    with pytest.raises(PathUpError, match="the disk is full"), storage.atomic_folder(target) as partial:
+        (partial / "half").write_text("")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (target / "part/weights").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_that_fills_under_a_library_of_its_own_exceptions_is_the_same_sentence(tmp_path):
+    with pytest.raises(PathUpError, match="the disk is full"), storage.clear_disk_errors(tmp_path / "x"):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers raises it
+    with pytest.raises(ZeroDivisionError), storage.clear_disk_errors(tmp_path / "x"):
+        raise ZeroDivisionError

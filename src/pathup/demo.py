@@ -32,10 +32,10 @@ from PIL import Image, ImageDraw, ImageFont
 from pathup import __version__, storage
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
-from pathup.sampling.device import choose_device, peak_memory_bytes
+from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.runs import GenerateRequest, generate
-from pathup.sampling.synthesis import check_size
-from pathup.sampling.tracking import forwards_of
+from pathup.sampling.synthesis import check_size, resolve_settings
+from pathup.sampling.tracking import forwards_of, last_timesteps
 
 __all__ = ["FILES", "DemoRequest", "demonstrate", "main"]
 
@@ -128,10 +128,17 @@ def demonstrate(request: DemoRequest) -> dict[str, Any]:
         The model is missing or not PathUp's, the label unknown, the size not to be sampled, or the folder holds
         anything else than a demonstration. Nothing is written then.
     """
+    with clear_memory_errors():
+        return _demonstrated(request)
+
+
+def _demonstrated(request: DemoRequest) -> dict[str, Any]:
     tell, started = _Teller(), time.perf_counter()
     seconds: dict[str, float] = {}
     if request.tiles < 1:
         raise PathUpError(f"{request.tiles} tiles a class were asked for, but at least 1 was needed")
+    if request.threads is not None and request.threads < 1:
+        raise PathUpError(f"threads is {request.threads}, but at least 1 was needed")
     if not request.model.is_dir():
         raise PathUpError(
             f"the model {request.model} is not there; run this from the repository's root, where the shipped model "
@@ -146,6 +153,7 @@ def demonstrate(request: DemoRequest) -> dict[str, Any]:
     label = request.label or pipeline.labels[0]
     pipeline.prompt(label, pipeline.level_names[0])
     check_size(pipeline, (request.size_px, request.size_px))
+    settings = resolve_settings(pipeline, steps=request.steps)
     storage.claim_folder(request.out, "demo", {}, resume=True)
     for name in reversed(FILES):  # the page first: an earlier one would show what is no longer there
         with storage.clear_disk_errors(request.out / name):
@@ -175,8 +183,11 @@ def demonstrate(request: DemoRequest) -> dict[str, Any]:
         _write_png(_preview(request.out / "slide.ome.tiff"), request.out / "slide.png")
     seconds["total"] = round(time.perf_counter() - started, 2)
 
-    steps = request.steps or pipeline.sampling.steps
-    forwards = {"classes.png": forwards_of(count, steps, pipeline.sampling.guidance), "slide.ome.tiff": report.forwards}
+    timesteps = last_timesteps(pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0)
+    forwards = {
+        "classes.png": forwards_of(count, len(timesteps), settings.guidance),
+        "slide.ome.tiff": report.forwards,
+    }
     content = {
         "made_by": "pathup demo",
         "model": request.model.as_posix(),

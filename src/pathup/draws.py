@@ -7,6 +7,7 @@ or the number of processes.
 from __future__ import annotations
 
 import hashlib
+import operator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def seed_of(seed: int, *keys: int | str) -> int:
     """A 63-bit seed from `seed` and any keys (step, index, purpose); the same on every machine."""
-    text = repr((int(seed), *keys)).encode()
+    plain = (key if isinstance(key, str) else operator.index(key) for key in keys)  # NumPy's integers print otherwise
+    text = repr((int(seed), *plain)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 

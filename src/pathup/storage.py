@@ -27,15 +27,20 @@ def clear_disk_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_error(error, target) from error
-    except SafetensorError as error:  # it wraps the operating system's error in a type of its own
-        raise disk_error(_wrapped_error(error), target) from error
+    except PathUpError:
+        raise
+    except Exception as error:  # libraries written in Rust wrap the operating system's error in types of their own
+        wrapped = _wrapped_error(error)
+        if wrapped is None:
+            raise
+        raise disk_error(wrapped, target) from error
 
 
-def _wrapped_error(error: SafetensorError) -> OSError:
+def _wrapped_error(error: Exception) -> OSError | None:
     number = re.search(r"os error (\d+)", str(error))
-    if number is None:
-        return OSError(errno.EIO, str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1])))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return OSError(errno.EIO, str(error)) if isinstance(error, SafetensorError) else None
 
 
 def disk_error(error: OSError, target: Path) -> PathUpError:
@@ -80,6 +85,37 @@ def atomic_path(target: Path) -> Iterator[Path]:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder to write to; it takes `target`'s place only when complete.
+
+    Files at the top of an earlier `target` that the new one lacks (a card, a note) are kept. On any error the temporary
+    folder is removed and `target` is as it was.
+
+    Raises
+    ------
+    PathUpError
+        The folder could not be written (full disk, no permission).
+    """
+    temporary = target.with_name(f".{os.getpid()}.partial.{target.name}")
+    replaced = target.with_name(f".{os.getpid()}.replaced.{target.name}")
+    with clear_disk_errors(target):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in target.iterdir() if target.is_dir() else ():
+                if file.is_file() and not (temporary / file.name).exists():
+                    shutil.copy2(file, temporary / file.name)
+            for path in temporary.rglob("*"):
+                fsync_path(path)
+            if target.exists():
+                os.replace(target, replaced)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -67,7 +67,7 @@ def test_datasets_reads_the_folder_as_it_is(model: Path, tmp_path: Path, monkeyp
     ("arguments", "sentence"),
     [
         (["--label", "C"], "unknown label 'C'"),
-        (["--label", "A", "--size", "70x64"], "multiples of 16 px"),
+        (["--label", "A", "--size", "70x64"], "multiples of 4 px"),
         (["--label", "A", "--guidance", "-2"], "guidance -2"),
         (["--label", "A", "--reference", "none.png"], "none.png does not exist"),
     ],

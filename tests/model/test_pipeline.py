@@ -8,9 +8,16 @@ import torch
 
 from pathup import PathUpPipeline
 from pathup.errors import PathUpError
-from pathup.model.components import SCHEDULERS
+from pathup.model.components import (
+    SCHEDULER_CLASSES,
+    SCHEDULERS,
+    build_components,
+    check_tokenizer,
+    make_scheduler,
+    set_steps,
+)
 from pathup.model.pipeline import build_pipeline, load_pipeline
-from pathup.recipes import Recipe
+from pathup.recipes import Recipe, recipe_from_dict
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,15 @@ def test_any_diffusers_scheduler_goes_by_its_class(recipe):
     [
         ({"scheduler": "dpmp_2m"}, "did you mean 'dpmpp_2m'"),
         ({"scheduler": "AutoencoderKL"}, "scheduler 'AutoencoderKL'"),
-        ({"scheduler": "EulerAncestralDiscreteScheduler"}, "draws noise at every step"),
+        ({"scheduler": "EulerAncestralDiscreteScheduler"}, "draws noise of its own"),
+        ({"scheduler": "SASolverScheduler"}, "draws noise of its own"),  # its name does not say so
+        ({"scheduler": "FlowMatchEulerDiscreteScheduler"}, "such a noise schedule"),
+        ({"scheduler": "PNDMScheduler"}, "cannot begin in the middle"),
+        (
+            {"num_inference_steps": 61, "scheduler": "ddim"},
+            "61 steps cannot be spread .* 60 can",
+        ),  # would end at t = -1
+        ({"output_type": "pill"}, "did you mean 'pil'"),
         ({"num_inference_steps": 1001, "scheduler": "ddim"}, "noise schedule has 1 to 1000"),
         ({"num_inference_steps": 0}, "noise schedule has 1 to 1000"),
     ],
@@ -115,3 +130,57 @@ def test_any_diffusers_scheduler_goes_by_its_class(recipe):
 def test_a_scheduler_or_number_of_steps_that_cannot_be_is_one_sentence(recipe, asked, sentence):
     with pytest.raises(PathUpError, match=sentence):
         build_pipeline(recipe)("A", seed=1, **asked)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, *SCHEDULER_CLASSES])
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+def test_every_admitted_number_of_steps_stays_within_the_schedule(recipe, name, spacing):
+    config = {**build_pipeline(recipe).scheduler.config, "timestep_spacing": spacing}
+    taken = 0
+    for steps in range(1, 130):
+        scheduler = make_scheduler(name, config)
+        try:
+            set_steps(scheduler, steps)
+        except PathUpError:
+            continue
+        taken += 1
+        assert float(scheduler.timesteps.min()) >= 0
+        assert float(scheduler.timesteps.max()) <= 999
+    assert taken >= 115  # diffusers' rounding spoils a few (61, 103, 121, ...), not many
+    with pytest.raises(PathUpError, match="501 steps cannot be spread"):  # a stride of 1 would begin half-way
+        set_steps(make_scheduler("ddim", {**config, "timestep_spacing": "leading"}), 501)
+
+
+def test_a_pipeline_in_half_precision_keeps_its_latents_whole(recipe):
+    # Euler begins with noise of deviation 2 * 10^4 here, of which float16 (at most 65,504) would lose some
+    whole, half = build_pipeline(recipe), build_pipeline(recipe)
+    half.unet.to(torch.bfloat16)
+    drawn = [p("A", seed=1, scheduler="euler", num_inference_steps=3, output_type="latent") for p in (whole, half)]
+    assert drawn[1].dtype == torch.float32
+    assert float((drawn[0] - drawn[1]).std() / drawn[0].std()) < 0.1  # bfloat16 keeps 8 bits of each prediction
+
+
+def test_predictions_that_overflow_are_told_instead_of_a_black_tile(recipe):
+    with pytest.raises(PathUpError, match=r"overflowed in float32; .* lower the guidance"):
+        build_pipeline(recipe)("A", seed=1, num_inference_steps=4, guidance_scale=1e38)
+
+
+def test_braces_in_a_prompt_are_text(recipe):
+    values = recipe.model_dump()
+    values["model"]["prompt"] = "H&E {20x} {} of {name}, {word}"
+    pipeline = build_pipeline(recipe_from_dict(values, source="test"))
+    assert pipeline.prompt("A", "patch").startswith("H&E {20x} {} of ")
+
+
+def test_a_model_whose_vocabulary_is_lost_is_refused(tmp_path, pipeline):
+    pipeline.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (tmp_path / "model/tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(PathUpError, match=r"same tokens of every prompt|does not load"):
+        load_pipeline(tmp_path / "model")
+
+
+def test_prompts_that_two_classes_share_are_told(recipe):
+    parts = build_components(recipe)
+    with pytest.warns(UserWarning, match="cannot tell 1 of 3 prompts"):
+        check_tokenizer(parts.tokenizer, parts.text_encoder, ["histopathology", "histopathology "], "x")

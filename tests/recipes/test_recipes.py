@@ -80,6 +80,7 @@ def test_levels_know_their_scale():
         (changed("model.unet.head_channels", 6), r"head_channels 6 does not divide \[32\]"),
         (changed("model.text_encoder.heads", 3), "heads 3 does not divide hidden_size 16"),
         (changed("autoencoder.crop_px", 30), "crop_px 30 is no multiple of 4"),  # three blocks shrink by 4
+        (changed("autoencoder.crop_px", 64), r"crop_px 64 is larger than tiles\.tile_px 32"),
         (changed("model.noise.beta_start", 0.5), "beta_start 0.5 and beta_end 0.012 must be between"),
         (changed("model.noise.beta_start", 0), "beta_start 0 and"),
         (changed("model.noise.beta_end", 1), "beta_end 1 must"),

@@ -155,6 +155,9 @@ def test_a_reference_image(model: Path, tmp_path: Path) -> None:
     assert np.array_equal(_pixels(tmp_path / "a.png"), _pixels(tmp_path / "b.png"))
     with pytest.raises(PathUpError, match="not the shape of 64 x 64"):
         _run(model, tmp_path / "c.png", reference=reference, size="64")
+    with pytest.raises(PathUpError, match="not the shape of 64 x 64"):
+        _run(model, tmp_path / "folder", reference=reference, size="64", label="all")
+    assert not (tmp_path / "folder").exists(), "a corrected command is not another run"
     with pytest.raises(PathUpError, match="does not exist"):
         _run(model, tmp_path / "c.png", reference=tmp_path / "no.png")
     Image.new("L", (16, 12)).save(tmp_path / "grey.png")
@@ -168,7 +171,7 @@ def test_a_reference_image(model: Path, tmp_path: Path) -> None:
     [
         ({"label": "a"}, "unknown label 'a'; did you mean 'A'"),
         ({"level": "pach", "size": None, "out": "folder"}, "unknown level 'pach'; did you mean 'patch'"),
-        ({"size": "100x64"}, r"multiples of 16 px .* nearest is 96x64"),
+        ({"size": "99x64"}, r"multiples of 4 px.* nearest is 100x64"),
         ({"size": "16"}, "too small"),
         ({"size": "20000x20000"}, r"too large for a PNG .* \.ome\.tiff"),
         ({"out": "a.jpg"}, r"ends in \.jpg, which cannot be written"),

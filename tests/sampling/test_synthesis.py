@@ -8,7 +8,7 @@ import torch
 
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
-from pathup.sampling.synthesis import check_size, resolve_settings, size_multiple, synthesise
+from pathup.sampling.synthesis import check_size, resolve_settings, synthesise
 
 SIZE = (64, 96)
 
@@ -81,17 +81,23 @@ def test_every_scheduler(pipeline: PathUpPipeline, scheduler: str) -> None:
 
 
 def test_sizes_that_cannot_be_sampled_name_the_nearest(pipeline: PathUpPipeline) -> None:
-    assert size_multiple(pipeline) == 16 and size_multiple(pipeline, reference=True) == 4
-    check_size(pipeline, (64, 80))
-    check_size(pipeline, (64, 84), reference=True)
-    with pytest.raises(PathUpError, match=r"size 100x64: both must be multiples of 16 px .* nearest is 96x64"):
-        check_size(pipeline, (64, 100))
-    with pytest.raises(PathUpError, match=r"multiples of 4 px .* nearest is 100x64"):
-        check_size(pipeline, (64, 99), reference=True)
+    check_size(pipeline, (64, 84))
+    with pytest.raises(PathUpError, match=r"size 99x64: both must be multiples of 4 px.* nearest is 100x64"):
+        check_size(pipeline, (64, 99))
     with pytest.raises(PathUpError, match=r"too small: at least 32 px .* try 64x32"):
         check_size(pipeline, (16, 64))
-    with pytest.raises(PathUpError, match="nearest is 96x64"):
-        synthesise(pipeline, "A", size_px=(64, 100))
+    with pytest.raises(PathUpError, match="nearest is 100x64"):
+        synthesise(pipeline, "A", size_px=(64, 99))
+
+
+def test_a_size_that_the_overview_does_not_divide_is_cut_out_of_the_next_larger(pipeline: PathUpPipeline) -> None:
+    # 100 = 25 latent positions; its overview of 25 px is no multiple of the factor 4, so one of 28 px is drawn
+    result = synthesise(pipeline, "A", size_px=(64, 100), steps=2, seed=3)
+    assert result.overview.shape == (16, 28, 3)
+    assert result.pixels(pipeline).shape == (64, 100, 3)
+    wide = synthesise(pipeline, "A", size_px=(64, 196), steps=2, seed=3)
+    assert wide.overview.shape == (16, 52, 3)  # 49 px would do
+    assert wide.pixels(pipeline).shape == (64, 196, 3)
 
 
 def test_values_out_of_range_and_unknown_names(pipeline: PathUpPipeline) -> None:

@@ -57,7 +57,8 @@ class _Oracle:
     """Knows that every clean latent is `value`, and predicts the v that leads there."""
 
     def __init__(self, pipeline: PathUpPipeline, value: float) -> None:
-        self.unet = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+        self.unet = SimpleNamespace(dtype=torch.float32)
+        self.compute_device = torch.device("cpu")
         self._alphas = pipeline.scheduler.alphas_cumprod
         self._value = value
         self.seen = 0

@@ -143,3 +143,13 @@ def test_several_images_in_one_file_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(path, np.zeros((3, 8, 8, 3), np.uint8), photometric="rgb")
     with pytest.raises(PathUpError, match="holds 3 images"):
         read_image(path)
+
+
+def test_a_tiff_that_is_to_be_turned_is_refused_and_one_that_is_not_is_read(tmp_path: Path) -> None:
+    pixels = tissue(50, 30)
+    for turned in (1, 6):
+        tifffile.imwrite(tmp_path / f"{turned}.tif", pixels, photometric="rgb", extratags=[(274, "H", 1, turned, True)])
+    assert np.array_equal(read_image(tmp_path / "1.tif"), pixels)
+    for read in (read_image, image_size):
+        with pytest.raises(PathUpError, match=r"to be turned or mirrored \(orientation tag 6\)"):
+            read(tmp_path / "6.tif")

@@ -188,7 +188,7 @@ def test_a_broken_slide_is_one_sentence(tmp_path: Path, name: str, content: byte
         open_slide(tmp_path / name)
 
 
-def test_a_slide_cut_short_is_one_sentence(pyramid: Path, tmp_path: Path) -> None:
+def test_a_slide_with_damaged_tiles_is_one_sentence(pyramid: Path, tmp_path: Path) -> None:
     path = tmp_path / "s.tif"
     whole = pyramid.read_bytes()
     path.write_bytes(whole[:8] + bytes(len(whole) // 2) + whole[8 + len(whole) // 2 :])  # tiles overwritten, tags whole

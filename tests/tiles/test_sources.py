@@ -10,6 +10,7 @@ from pathup.recipes import load_recipe
 from pathup.slides.reader import RegionImage
 from pathup.tiles import slide_sources
 from pathup.tiles.sources import find_source
+from pathup.tiles.splits import split_regions
 from tests.tiles.made import class_tree, feature, rectangle, save, save_geojson, save_slide, save_table, tiny, tissue
 
 BRACS = load_recipe("bracs")
@@ -227,6 +228,28 @@ def test_rectangles_of_one_file_that_overlap_are_one_cluster(tmp_path: Path) -> 
     assert cluster(("a.png", "0", "10"), ("a.png", "10", "10")) == [0, 1], "they touch, and share no pixel"
     assert cluster(("a.png", "0", "10"), ("b.png", "0", "10")) == [0, 1], "two files"
     assert cluster(("a.png", "0", "10"), ("a.png", "50", "10"), ("a.png", "", "")) == [0, 0, 0], "the last is all of it"
+
+
+def test_crops_of_one_slide_that_overlap_there_are_one_cluster_and_one_split(tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / f"{name}.png", tissue(40, 40, seed=ord(name)))
+    places = {"a.png": 100, "b.png": 130, "c.png": 140}  # a and b share 10 px on the slide, b and c 30; not a and c
+
+    def table(**splits: str) -> Path:
+        rows = [
+            {
+                "file": f, "label": "A", "slide": "s", "x": str(x), "y": "7", "width": "40", "height": "40",
+                "split": splits.get(f[0], ""),
+            }
+            for f, x in places.items()
+        ]  # fmt: skip
+        return save_table(tmp_path / "t.csv", rows)
+
+    found = find_source(table(), tiny())
+    assert len(set(found.joined.values())) == 1
+    found = find_source(table(a="train", b="train", c="test"), tiny())
+    with pytest.raises(PathUpError, match=r"a\.png \(train\) and c\.png \(test\) overlap on slide 's', or are joined"):
+        split_regions(found.regions, tiny(), found.joined)
 
 
 def test_annotations_are_not_for_a_table(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -32,7 +33,9 @@ def test_every_job_runs_once(tmp_path: Path, workers: int) -> None:
 
 
 def test_no_jobs() -> None:
+    assert multiprocessing.active_children() == []
     run_all(_touch, [], 4, "test", done=7)
+    assert multiprocessing.active_children() == []  # nor is a pool started for nothing
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 
 import pytest
 import torch
@@ -26,6 +27,26 @@ def test_what_is_saved_comes_back_and_older_ones_are_pruned(tmp_path):
     assert torch.equal(newest.tensors("unet")["w"], torch.full((3,), 10.0))
     assert newest.values() == {"step": 10}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
+
+
+def test_checkpoints_that_are_gone_are_no_reason_to_start_over(tmp_path):
+    root = tmp_path / "checkpoints"
+    shutil.rmtree(save(root, 1).folder)
+    with pytest.raises(PathUpError, match=r"has written checkpoints to .* none is there now"):
+        newest_checkpoint(root)
+    shutil.rmtree(root)
+    with pytest.raises(PathUpError, match="none is there now"):
+        newest_checkpoint(root)
+
+
+@pytest.mark.parametrize("manifest", ["{}", '{"files": {}}', '{"files": 3}', "[]", "null"])
+def test_a_manifest_that_lists_nothing_is_damaged(tmp_path, manifest):
+    save(tmp_path, 1)
+    (save(tmp_path, 2).folder / "manifest.json").write_text(manifest)
+    with pytest.warns(UserWarning, match="step-00000002 is skipped: its manifest.json"):
+        newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
 
 
 def test_no_folder_is_no_checkpoint(tmp_path):

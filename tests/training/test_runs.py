@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 
 from pathup import PathUpPipeline
 from pathup.errors import PathUpError
+from pathup.model.feature_entropy import FeatureEntropyLoss
+from pathup.slides.images import read_image
 from pathup.training.checkpoints import newest_checkpoint
 from pathup.training.runs import train_autoencoder, train_diffusion
 
@@ -121,6 +124,43 @@ def test_a_run_killed_many_times_ends_bit_for_bit_like_an_unbroken_one(tmp_path,
         same_tensors(tmp_path / "whole/model/unet", tmp_path / broken / "model/unet")
 
 
+def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_start(
+    tmp_path, tiny_tiles, tiny_autoencoder, monkeypatch
+):
+    # bit-for-bit equality alone would also hold for a run that quietly started over
+    from pathup.training.patho_align import PathoAlignTrainer
+
+    run = tmp_path / "run"
+    diffusion(tiny_tiles, run, tiny_autoencoder, steps=4)
+    taken, step = [], PathoAlignTrainer._train_step
+    monkeypatch.setattr(PathoAlignTrainer, "_train_step", lambda self, *a: taken.append(self.step) or step(self, *a))
+    diffusion(tiny_tiles, run, tiny_autoencoder, steps=7, resume=True)
+    assert taken == [4, 5, 6]
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(PathUpError, match="none is there now"):
+        diffusion(tiny_tiles, run, tiny_autoencoder, steps=9, resume=True)
+    assert len((run / "losses.jsonl").read_text().splitlines()) == 7, "what was logged is still there"
+
+
+def test_the_feature_entropy_loss_moves_the_memory_and_the_weights(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
+    ends = {}
+    for beta in (0.0, 1.0):
+        run = tmp_path / f"beta{beta:g}"
+        diffusion(tiny_tiles, run, tiny_autoencoder, steps=2, **{"feature_entropy.beta": beta})
+        ends[beta] = newest_checkpoint(run / "checkpoints")
+    encoder = "down_blocks.0.resnets.0.conv1.weight"
+    assert not torch.equal(*(end.tensors("unet")[encoder] for end in ends.values()))
+    begin = FeatureEntropyLoss(4, 32, temperature=0.07, momentum=0.99, seed=recipe.diffusion.seed).memory_KD
+    assert not torch.equal(ends[1.0].tensors("feature_memory")["memory_KD"], begin)
+    run = tmp_path / "one level"
+    diffusion(tiny_tiles, run, tiny_autoencoder, steps=2, level="patch")
+    memory = load_file(run / "model/feature_memory.safetensors")["memory_KD"]
+    assert memory.shape == (2, 32)
+    assert PathUpPipeline.from_pretrained(run / "model").level_names == ["patch"], (
+        "what it never saw, it does not claim"
+    )
+
+
 def test_an_autoencoder_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path, tiny_tiles):
     # tiny: adversarial from step 2, encoder frozen from step 3, a checkpoint every 2 steps
     line = command("autoencoder", "--tiles", tiny_tiles, "--steps", 8)
@@ -195,6 +235,45 @@ def test_a_tiny_folder_in_stable_diffusion_format_is_a_valid_start(tmp_path, tin
     assert pipeline("B", "overview", seed=0)[0].size == (32, 32)
 
 
+def tiny_stable_diffusion(folder: Path, recipe, **vae: object) -> Path:
+    """A Stable-Diffusion-format folder of tiny widths, with another autoencoder than the recipe's."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
+
+    from pathup.model.components import build_components
+
+    blocks = len(vae["block_out_channels"])
+    parts = build_components(recipe)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+            norm_num_groups=8, **vae,
+        ),
+        text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=parts.unet,
+        scheduler=PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_windows_follow_an_autoencoder_of_another_factor(tmp_path, tiny_tiles, recipe):
+    sd = tiny_stable_diffusion(tmp_path / "sd", recipe, block_out_channels=(16, 16), latent_channels=4)  # factor 2
+    with pytest.warns(UserWarning, match="sampling.window_latent is 16 and overlap_latent 8 in this run"):
+        folder = diffusion(tiny_tiles, tmp_path / "run", pretrained=str(sd), steps=1)
+    pipeline = PathUpPipeline.from_pretrained(folder)
+    assert pipeline.sampling.window_latent == 16
+    assert pipeline("A", seed=0)[0].size == (32, 32)
+
+
+def test_an_autoencoder_that_does_not_fit_the_unet_is_refused_at_once(tmp_path, tiny_tiles, recipe, tiny_autoencoder):
+    eight = tiny_stable_diffusion(tmp_path / "sd", recipe, block_out_channels=(16, 16, 16), latent_channels=8)
+    with pytest.raises(PathUpError, match="takes 4 channels and the autoencoder makes 8"):
+        diffusion(tiny_tiles, tmp_path / "run", pretrained=str(eight))
+    four = tiny_stable_diffusion(tmp_path / "four", recipe, block_out_channels=(16, 16, 16), latent_channels=4)
+    with pytest.raises(PathUpError, match="takes latents of 4 channels, but the autoencoder makes 8"):
+        diffusion(tiny_tiles, tmp_path / "run", autoencoder=eight / "vae", pretrained=str(four))
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_patho_align_every_prompt_is_the_same(tmp_path, tiny_tiles, tiny_autoencoder):
     folder = diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, patho_align=False)
     pipeline = PathUpPipeline.from_pretrained(folder)
@@ -232,6 +311,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_none_valid_stops(tmp_path, t
         ({"autoencoder": None}, "an autoencoder is needed"),
         ({"autoencoder": "/nowhere/at/all"}, "is not a folder"),
         ({"precision": "fp8"}, "'diffusion.precision' is 'fp8'"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"level": "pach"}, "did you mean 'patch'"),
     ],
 )
@@ -249,12 +329,24 @@ def test_another_runs_folder_is_refused(tmp_path, tiny_tiles, tiny_autoencoder):
         diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, steps=1)
 
 
+def check_normalised(vae, tiles: Path) -> None:
+    """Latents of whole tiles have mean 0 and deviation 1 a channel."""
+    pixels = torch.stack(
+        [torch.tensor(read_image(path)).permute(2, 0, 1) for path in sorted((tiles / "train").rglob("*.png"))]
+    )
+    latents = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mode()
+    # they were normalised on crops, drawn class by class: a third is what that and the few tiles leave
+    assert latents.mean((0, 2, 3)).abs().max() < 0.33
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.33
+
+
 def test_a_trained_autoencoder_loads_and_its_latents_are_normalised(tmp_path, tiny_tiles):
     from pathup.model.components import load_autoencoder
 
     folder = train_autoencoder(tiny_tiles, tmp_path / "run", "tiny", pretrained=None, changes={}, **QUIET)
     vae = load_autoencoder(folder)
     assert vae.config.scaling_factor == 1.0
+    check_normalised(vae, tiny_tiles)
     with pytest.raises(PathUpError, match="holds another run"):
         diffusion(tiny_tiles, tmp_path / "run", folder)
 
@@ -272,11 +364,15 @@ def test_latents_of_a_pretrained_autoencoder_are_normalised_whatever_factor_it_b
             **{**QUIET, "resume": steps > 4},
         )  # fmt: skip
         assert load_autoencoder(folder).config.scaling_factor == 1.0
+        check_normalised(load_autoencoder(folder), tiny_tiles)
         assert str(tmp_path) not in (folder / "config.json").read_text()
     with pytest.raises(PathUpError, match="train it with --precision bf16 or fp32"):
         train_autoencoder(
             tiny_tiles, tmp_path / "half", "tiny", pretrained=None, changes={"precision": "fp16"}, **QUIET
         )
+    with pytest.raises(PathUpError, match="is not a folder"):
+        train_autoencoder(tiny_tiles, tmp_path / "half", "tiny", pretrained="/nowhere/at/all", changes={}, **QUIET)
+    assert not (tmp_path / "half").exists(), "a corrected command is not another run"
 
 
 def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_tiles, tiny_autoencoder, recipe):

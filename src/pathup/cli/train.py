@@ -23,7 +23,7 @@ Steps = Annotated[int | None, typer.Option(help="Instead of the recipe's number 
 Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16, instead of the recipe's.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Train on the CPU even where there is a GPU.")]
-Workers = Annotated[int, typer.Option(help="Processes that read tiles.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read tiles; 0: the training process itself.")]
 Wandb = Annotated[str | None, typer.Option(help="Log to this Weights & Biases project as well.")]
 
 

@@ -326,9 +326,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
     parser.add_argument("--output", type=Path, help="write the whole report to this JSON file")
     asked = parser.parse_args(arguments)
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
     try:
+        for name, least in (("cap", 0), ("test_cap", 0), ("threads", 1)):
+            value = getattr(asked, name)
+            if value is not None and value < least:
+                raise PathUpError(f"--{name.replace('_', '-')} is {value}, but at least {least} was needed")
+        if asked.threads is not None:
+            torch.set_num_threads(asked.threads)
         report = consistency(
             asked.real, asked.synthetic, load_extractor(asked.weights), level=asked.level,
             train_cap=asked.cap or None, test_cap=asked.test_cap or None, seed=asked.seed, progress=_tell,

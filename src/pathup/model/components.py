@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,17 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "euler": EulerDiscreteScheduler,
 }
+"""Short names; the others of `SCHEDULER_CLASSES` go by the name of their class."""
 
-"""Short names; any other diffusers scheduler goes by the name of its class."""
-
-_RANDOM = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "UnCLIP", "Wuerstchen", "RePaint", "CMStochastic")
-"""Words in the names of schedulers that draw noise of their own at every step: a seed would not give one image whatever
-the windows are."""
+SCHEDULER_CLASSES = (
+    *(kind.__name__ for kind in SCHEDULERS.values()),
+    "DEISMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)
+"""diffusers' schedulers that draw no noise of their own (else a seed would not give one image), keep to the trained
+noise schedule, and can begin in the middle of it, as a canvas does."""
 
 
 @dataclass
@@ -104,6 +110,53 @@ def build_text_encoder(recipe: Recipe) -> tuple[CLIPTextModel, CLIPTokenizer]:
         return text_encoder, tokenizer
 
 
+def token_ids(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, padded or cut to the length that the text encoder takes."""
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    ids: list[list[int]] = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True)["input_ids"]
+    return ids
+
+
+def check_tokenizer(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, texts: Sequence[str], source: str | Path
+) -> None:
+    """Check that a model's tokenizer tells prompts apart.
+
+    transformers loads one whose vocabulary files are missing without a word; every prompt is then the same.
+
+    Raises
+    ------
+    PathUpError
+        It knows ids that the text encoder does not, or it makes the same tokens of all prompts and of the empty one.
+
+    Warns
+    -----
+    UserWarning
+        Two prompts, or a prompt and the empty one, become the same tokens.
+    """
+    if len(tokenizer) > text_encoder.config.vocab_size:
+        raise PathUpError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens and the text encoder knows "
+            f"{text_encoder.config.vocab_size}; a tokenizer and text encoder of one model are needed"
+        )
+    distinct = list(dict.fromkeys([*texts, ""]))
+    first: dict[tuple[int, ...], str] = {}
+    for text, ids in zip(distinct, token_ids(tokenizer, text_encoder, distinct), strict=True):
+        first.setdefault(tuple(ids), text)
+    if len(first) == 1 < len(distinct):
+        raise PathUpError(
+            f"{source}: the tokenizer makes the same tokens of every prompt, so classes could not be told apart; its "
+            "vocabulary is missing: vocab.json and merges.txt, or tokenizer.json, are needed"
+        )
+    if len(first) < len(distinct):
+        lost = sorted(set(distinct) - set(first.values()))
+        warnings.warn(
+            f"{source}: the tokenizer cannot tell {len(lost)} of {len(distinct)} prompts from others (the first: "
+            f"'{lost[0]}'); its vocabulary lacks their words, or they are cut off before they differ",
+            stacklevel=2,
+        )
+
+
 def build_unet(recipe: Recipe, latent_channels: int, prompt_width: int) -> UNet2DConditionModel:
     """A `UNet2DConditionModel` with random weights for windows of the recipe's size."""
     spec = recipe.model.unet
@@ -148,26 +201,29 @@ def make_scheduler(name: str, config: Any) -> Any:
     Parameters
     ----------
     name
-        One of `SCHEDULERS`, or a class of diffusers (``HeunDiscreteScheduler``).
+        One of `SCHEDULERS` or of `SCHEDULER_CLASSES`.
     config
         Any diffusers scheduler's.
 
     Raises
     ------
     PathUpError
-        diffusers has no such scheduler, it does not fit this schedule, or it draws noise of its own at every step.
+        It is none of them (random ones and those for other kinds of model among them), or does not fit this schedule.
     """
-    found: Any = SCHEDULERS.get(name) or getattr(diffusers, name if name.endswith("Scheduler") else "", None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise unknown("scheduler", name, SCHEDULERS)
-    kind: Any = found
-    if any(word in kind.__name__ for word in _RANDOM):
-        raise PathUpError(
-            f"scheduler {name} draws noise at every step, so the same seed would not give the same image; "
-            f"choose one that does not ({', '.join(SCHEDULERS)})"
-        )
+    if name not in SCHEDULERS and name not in SCHEDULER_CLASSES:
+        if isinstance(getattr(diffusers, name if name.endswith("Scheduler") else "", None), type):
+            raise PathUpError(
+                f"scheduler {name} draws noise of its own, or cannot begin in the middle of such a noise schedule; "
+                f"choose one of {', '.join([*SCHEDULERS, *SCHEDULER_CLASSES])}"
+            )
+        raise unknown("scheduler", name, [*SCHEDULERS, *SCHEDULER_CLASSES])
+    kind: Any = SCHEDULERS.get(name) or getattr(diffusers, name)
     settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    settings.pop("skip_prk_steps", None)  # PNDM's own, in Stable Diffusion 1.x folders
+    for own in (
+        "skip_prk_steps",
+        "algorithm_type",
+    ):  # PNDM's; DPM-Solver's, maybe a random one
+        settings.pop(own, None)
     if name == "ddim":
         settings["clip_sample"] = False
     try:
@@ -179,11 +235,43 @@ def make_scheduler(name: str, config: Any) -> Any:
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
-    """Set a scheduler to `steps` timesteps; more than the schedule was trained on is a PathUpError."""
+    """Set a scheduler to `steps` timesteps.
+
+    Raises
+    ------
+    PathUpError
+        The noise schedule has fewer, or diffusers' rounding would leave it, or not begin at pure noise, with that many.
+    """
     trained = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= trained:
         raise PathUpError(f"{steps} steps were asked for, but this model's noise schedule has 1 to {trained}")
     scheduler.set_timesteps(steps)
+    if not _within_schedule(scheduler, trained):
+        fitting = steps
+        while fitting > 1 and not _within_schedule(scheduler, trained):
+            fitting -= 1
+            scheduler.set_timesteps(fitting)
+        raise PathUpError(
+            f"{steps} steps cannot be spread over this model's noise schedule of {trained} timesteps with "
+            f"{type(scheduler).__name__}; {fitting} can"
+        )
+
+
+def _within_schedule(scheduler: Any, trained: int) -> bool:
+    taken = scheduler.timesteps
+    steps, low, high = len(taken.unique()), float(taken.min()), float(taken.max())
+    # 'leading' counts up from 0 by a whole stride; a stride rounded down from 1.9 to 1 would end half-way
+    end = trained * (steps - 1) / steps if scheduler.config.get("timestep_spacing") == "leading" else 0
+    return low >= 0 and 0.75 * end <= high <= trained - 1
+
+
+def check_finite(latents: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise a PathUpError where a model of this precision has overflowed."""
+    if not torch.isfinite(latents).all():
+        raise PathUpError(
+            f"the model's predictions overflowed in {str(dtype).removeprefix('torch.')}; load it in float32, "
+            "or lower the guidance"
+        )
 
 
 def build_components(recipe: Recipe, *, autoencoder: AutoencoderKL | None = None) -> Components:
@@ -236,6 +324,11 @@ def load_pretrained(source: str | Path) -> Components:
         raise PathUpError(
             f"{source}: the U-Net takes {unet.config.in_channels} channels and the autoencoder makes "
             f"{vae.config.latent_channels}; a text-to-image model (not an inpainting or depth one) is needed"
+        )
+    if unet.mid_block is None:
+        raise PathUpError(
+            f"{source}: the U-Net has no middle block, from which the feature entropy loss takes its features; "
+            "Stable Diffusion 1.x or 2.x is needed"
         )
     if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
         raise PathUpError(

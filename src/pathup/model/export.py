@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from copy import copy
 from pathlib import Path
@@ -66,18 +65,20 @@ def export_model(model: Path, target: Path, *, half: bool = False) -> None:
         `model` is no PathUp model, or `target` holds files already; and as `save_pipeline`.
     """
     pipeline = load_pipeline(model)
+    target = target.absolute()
+    if target == Path.cwd():
+        raise PathUpError(f"{target} is the folder that you are in, which would be replaced; name a new one")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PathUpError(f"{target} exists and is not empty; name a new folder for the exported model")
-    partial = target.with_name(f".{os.getpid()}.partial.{target.name}")
-    try:
+    with storage.atomic_folder(target) as partial:
         save_pipeline(pipeline, partial, half=half)
-        with storage.clear_disk_errors(target):
-            for file in model.iterdir():
-                if file.is_file() and file.name != "model_index.json":
-                    shutil.copyfile(file, partial / file.name)
-            os.replace(partial, target)  # an empty folder of that name gives way
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for path in model.iterdir():
+            if (partial / path.name).exists() or path.name.startswith("."):
+                continue
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name)  # a card's pictures
+            else:
+                shutil.copyfile(path, partial / path.name)
 
 
 def _halved(part: torch.nn.Module, name: str) -> torch.nn.Module:

@@ -14,8 +14,20 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pathup import draws
 from pathup.errors import PathUpError, unknown
-from pathup.model.components import Components, build_components, load_part, make_scheduler, set_steps
+from pathup.model.components import (
+    Components,
+    build_components,
+    check_finite,
+    check_tokenizer,
+    load_part,
+    make_scheduler,
+    set_steps,
+    token_ids,
+)
 from pathup.recipes import Recipe, SamplingRecipe
+from pathup.tiles.taxonomy import filled_prompt
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 StepCallback = Callable[["PathUpPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 
@@ -86,6 +98,11 @@ class PathUpPipeline(DiffusionPipeline):
         return [level["name"] for level in self.config.levels]
 
     @property
+    def compute_device(self) -> torch.device:
+        """Where the parts compute, which is not where they lie while diffusers offloads them."""
+        return torch.device(self._execution_device)
+
+    @property
     def factor(self) -> int:
         """Image pixels a latent position, in each direction."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
@@ -118,32 +135,30 @@ class PathUpPipeline(DiffusionPipeline):
         names = {spec["label"]: spec["name"] for spec in self.config.classes}
         if label not in names:
             raise unknown("label", label, names)
-        return str(self.config.prompt_template).format(name=names[label], word=self.level(level)["word"])
+        return filled_prompt(str(self.config.prompt_template), names[label], self.level(level)["word"])
+
+    def all_prompts(self) -> list[str]:
+        """The texts of every class at every level."""
+        return [self.prompt(label, level) for level in self.level_names for label in self.labels]
 
     # -- parts of sampling ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of prompts, (B, L, D) on the pipeline's device; the empty text is the unconditional prompt."""
-        ids = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.text_encoder(ids.to(self.text_encoder.device))[0]
+        ids = torch.tensor(token_ids(self.tokenizer, self.text_encoder, texts))
+        return self.text_encoder(ids.to(self.compute_device))[0]
 
     @torch.no_grad()
     def encode_pixels(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, H/f, W/f) of RGB pixels in [-1, 1]: the posterior's mean, scaled as the U-Net wants them."""
-        pixels = pixels_BCHW.to(self.vae.device, self.vae.dtype)
+        pixels = pixels_BCHW.to(self.compute_device, self.vae.dtype)
         return self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         """RGB pixels in [-1, 1] (not clipped), (B, 3, H*f, W*f), of scaled latents."""
-        latents = latents_BCHW.to(self.vae.device, self.vae.dtype)
+        latents = latents_BCHW.to(self.compute_device, self.vae.dtype)
         return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
 
     def make_scheduler(self, name: str | None = None) -> Any:
@@ -162,8 +177,11 @@ class PathUpPipeline(DiffusionPipeline):
         """The U-Net's prediction with classifier-free guidance, (B, C, H, W).
 
         ``empty + guidance * (prompted - empty)`` (Ho and Salimans 2022); one pass when `guidance` is 1, else
-        one pass over a doubled batch. Inputs are already scaled by ``scheduler.scale_model_input``.
+        one pass over a doubled batch. Inputs are already scaled by ``scheduler.scale_model_input``, and are taken to
+        the U-Net's precision here.
         """
+        latents_BCHW, prompted_BLD = latents_BCHW.to(self.unet.dtype), prompted_BLD.to(self.unet.dtype)
+        empty_BLD = empty_BLD.to(self.unet.dtype)
         if guidance == 1:
             return self.unet(latents_BCHW, timestep, prompted_BLD, return_dict=False)[0]
         doubled = torch.cat([latents_BCHW, latents_BCHW])
@@ -212,6 +230,8 @@ class PathUpPipeline(DiffusionPipeline):
         PathUpError
             Unknown label, level or scheduler.
         """
+        if output_type not in OUTPUT_TYPES:
+            raise unknown("output_type", output_type, OUTPUT_TYPES)
         labels = [label] if isinstance(label, str) else list(label)
         defaults = self.sampling
         guidance = defaults.guidance if guidance_scale is None else guidance_scale
@@ -225,14 +245,16 @@ class PathUpPipeline(DiffusionPipeline):
         noise = [draws.normal(shape, seed, name, level, first_index + i) for name in labels for i in range(num_images)]
         steps = make_scheduler(scheduler or defaults.scheduler, self.scheduler.config)
         set_steps(steps, defaults.steps if num_inference_steps is None else num_inference_steps)
-        latents = torch.stack(noise).to(self.unet.device, self.unet.dtype) * steps.init_noise_sigma
+        # in single precision: half cannot hold the noise that some schedulers begin with
+        latents = torch.stack(noise).to(self.compute_device) * steps.init_noise_sigma
         for index, timestep in enumerate(self.progress_bar(steps.timesteps)):
             scaled = steps.scale_model_input(latents, timestep)
             prediction = self.predict(scaled, timestep, prompted, empty, guidance)
-            latents = steps.step(prediction, timestep, latents, return_dict=False)[0]
+            latents = steps.step(prediction.float(), timestep, latents, return_dict=False)[0]
             if callback_on_step_end is not None:
                 changed = callback_on_step_end(self, index, timestep, {"latents": latents})
                 latents = (changed or {}).get("latents", latents)
+        check_finite(latents, self.unet.dtype)
         if output_type == "latent":
             return latents
         pixels = (self.decode_latents(latents).float() / 2 + 0.5).clamp(0, 1).cpu()
@@ -241,9 +263,7 @@ class PathUpPipeline(DiffusionPipeline):
         arrays = pixels.permute(0, 2, 3, 1).numpy()
         if output_type == "np":
             return arrays
-        if output_type == "pil":
-            return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
-        raise unknown("output_type", output_type, ["pil", "np", "pt", "latent"])
+        return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
 
 
 def assemble(components: Components, recipe: Recipe) -> PathUpPipeline:
@@ -292,6 +312,7 @@ def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> 
             f"{folder} is a diffusers model that names no classes and levels; "
             f"train it with 'pathup train diffusion --pretrained {folder}'"
         )
+    check_tokenizer(pipeline.tokenizer, pipeline.text_encoder, pipeline.all_prompts(), path)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.eval().requires_grad_(False)

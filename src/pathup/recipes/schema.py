@@ -157,6 +157,8 @@ class AutoencoderRecipe(Section):
         _check_divides("norm_groups", self.norm_groups, self.block_channels)
         if self.crop_px % self.factor:
             raise ValueError(f"crop_px {self.crop_px} is no multiple of {self.factor}, by which the blocks shrink")
+        if self.crop_px % 2:
+            raise ValueError(f"crop_px {self.crop_px} is odd, but the discriminator takes pixels in squares of 2 x 2")
         return self
 
     @property
@@ -342,6 +344,11 @@ class Recipe(Section):
             for other in self.classes:
                 if other is not spec and folded(spec.name) == folded(other.label):
                     raise ValueError(f"classes: '{spec.name}' is the name of {spec.label} and the label of another")
+        if self.autoencoder.crop_px > self.tiles.tile_px:
+            raise ValueError(
+                f"autoencoder: crop_px {self.autoencoder.crop_px} is larger than tiles.tile_px {self.tiles.tile_px}, "
+                "from which crops are taken"
+            )
         return self
 
     @property

@@ -104,7 +104,8 @@ def draw_overview(
     grid = WindowGrid(height, width, settings.window_latent, settings.overlap_latent)
     scheduler: Any = pipeline.make_scheduler(settings.scheduler)
     timesteps = last_timesteps(scheduler, settings.steps, 1.0)
-    noise = canvas_noise((pipeline.latent_channels, height, width), seed, label, level, index)
+    # 'overview': in a model of one level the canvas would begin with the same noise, and repeat the overview
+    noise = canvas_noise((pipeline.latent_channels, height, width), seed, label, level, "overview", index)
     latents = denoise(
         pipeline,
         noise * scheduler.init_noise_sigma,

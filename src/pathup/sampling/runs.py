@@ -31,8 +31,8 @@ from pathup.sampling.outputs import (
     write_metadata,
 )
 from pathup.sampling.overview import sampling_levels
-from pathup.sampling.synthesis import check_size, resolve_settings, synthesise
-from pathup.sampling.tracking import Progress, forwards_of
+from pathup.sampling.synthesis import check_size, resolve_settings, resolve_size, synthesise
+from pathup.sampling.tracking import Progress, forwards_of, last_timesteps
 from pathup.slides.images import read_image
 from pathup.slides.writer import check_target
 
@@ -149,9 +149,9 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
                 "name a folder (without an ending), or ask for one label and --count 1"
             )
         check_target(request.out, overwrite=request.overwrite)
-    run = _prepared(request, kind)
-    report = GenerateReport(size_px=run.size_px, device=str(run.pipeline.unet.device))
     with clear_memory_errors():
+        run = _prepared(request, kind)
+        report = GenerateReport(size_px=run.size_px, device=str(run.pipeline.unet.device))
         if request.level is not None:
             _make_tiles(run, request.level, report, progress)
         elif kind is not None:
@@ -202,10 +202,8 @@ def _prepared(request: GenerateRequest, kind: Format | None) -> _Run:
     if request.level is not None:
         size_px = (int(pipeline.config.tile_px),) * 2
     else:
-        if size is None and reference is not None:
-            size = reference.shape[0] * levels.shrink, reference.shape[1] * levels.shrink
-        size_px = size or (settings.size_px, settings.size_px)
-        check_size(pipeline, size_px, reference=reference is not None)
+        size_px = resolve_size(size, settings, reference, levels)
+        check_size(pipeline, size_px)
         check_pixels(kind or check_format(request.format), size_px)
     return _Run(request, pipeline, labels, settings, size_px, reference, model_sha256(request.model))
 
@@ -291,7 +289,8 @@ def _make_tiles(run: _Run, level: str, report: GenerateReport, progress: Progres
 
 def _draw_tiles(run: _Run, label: str, level: str, batch: range, report: GenerateReport) -> np.ndarray:
     settings = run.settings
-    report.forwards += forwards_of(len(batch), settings.steps, settings.guidance)
+    timesteps = last_timesteps(run.pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0)
+    report.forwards += forwards_of(len(batch), len(timesteps), settings.guidance)
     images = run.pipeline(
         label,
         level,

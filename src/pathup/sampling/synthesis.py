@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from pathup.sampling.windows import WindowGrid
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["Synthesis", "check_size", "resolve_settings", "size_multiple", "synthesise"]
+__all__ = ["Synthesis", "check_size", "resolve_settings", "resolve_size", "synthesise"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Synthesis:
     latents_CHW
         The canvas, x_0: float32 on the CPU.
     overview
-        The reference overview, uint8 RGB (h, w, 3): drawn, or the one given.
+        The reference overview, uint8 RGB (h, w, 3): drawn, or the one given. A drawn one may reach beyond the image
+        at the bottom and the right, to a whole number of latent positions of its own.
     overview_is_drawn
         False when a reference image was given.
     forwards
@@ -78,8 +80,11 @@ class Synthesis:
         return np.concatenate(list(self.bands(pipeline)))
 
     def provenance(self) -> dict[str, Any]:
-        """Everything needed to draw this image again with the same model, as JSON values."""
+        """Everything needed to draw this image again with the same model (and reference), as JSON values."""
         sampling = self.settings.model_dump(mode="json", exclude={"size_px"})
+        given = (
+            {} if self.overview_is_drawn else {"overview_sha256": hashlib.sha256(self.overview.tobytes()).hexdigest()}
+        )
         return {
             "label": self.label,
             "prompt": self.prompt,
@@ -89,6 +94,7 @@ class Synthesis:
             "height_px": self.size_px[0],
             "mpp": self.mpp,
             "overview": "drawn" if self.overview_is_drawn else "given",
+            **given,
             "enlarge_filter": ENLARGE_FILTER,
             "sampling": sampling,
             "unet_forwards": self.forwards,
@@ -115,20 +121,10 @@ def resolve_settings(pipeline: PathUpPipeline, **overrides: Any) -> SamplingReci
     return settings
 
 
-def size_multiple(pipeline: PathUpPipeline, *, reference: bool = False) -> int:
-    """What height and width of a large image must be a multiple of, in pixels.
-
-    The autoencoder's factor when a reference image is given; else that times the overview's shrinking, so that
-    the overview to be drawn has a whole number of latent positions as well.
-    """
-    return pipeline.factor * (1 if reference else sampling_levels(pipeline).shrink)
-
-
-def check_size(pipeline: PathUpPipeline, size_px: tuple[int, int], *, reference: bool = False) -> None:
+def check_size(pipeline: PathUpPipeline, size_px: tuple[int, int]) -> None:
     """Raise a PathUpError, naming the nearest valid size, when (height, width) cannot be sampled."""
-    multiple = size_multiple(pipeline, reference=reference)
-    least = pipeline.sampling.window_latent * pipeline.factor
-    least += -least % multiple
+    multiple = pipeline.factor
+    least = pipeline.sampling.window_latent * multiple
     nearest = [max(round(side / multiple) * multiple, least) for side in size_px]
     height, width = size_px
     if min(size_px) < least:
@@ -138,7 +134,7 @@ def check_size(pipeline: PathUpPipeline, size_px: tuple[int, int], *, reference:
         )
     if any(side % multiple for side in size_px):
         raise PathUpError(
-            f"size {width}x{height}: both must be multiples of {multiple} px for this model; "
+            f"size {width}x{height}: both must be multiples of {multiple} px, the factor of this model's autoencoder; "
             f"the nearest is {nearest[1]}x{nearest[0]}"
         )
 
@@ -197,29 +193,34 @@ def synthesise(
     )
     levels = sampling_levels(pipeline)
     prompt = pipeline.prompt(label, levels.patch)
-    size_px = _size(size_px, settings, reference, levels)
-    check_size(pipeline, size_px, reference=reference is not None)
+    size_px = resolve_size(size_px, settings, reference, levels)
+    check_size(pipeline, size_px)
     seconds: dict[str, float] = {}
     forwards = 0
     if reference is None:
         with _timed(seconds, "overview"):
-            small = (size_px[0] // levels.shrink, size_px[1] // levels.shrink)
+            # whole latent positions of the overview; what they reach beyond the image is never encoded
+            coarse = pipeline.factor * levels.shrink
+            small = (-(-size_px[0] // coarse) * pipeline.factor, -(-size_px[1] // coarse) * pipeline.factor)
             overview, forwards = draw_overview(
                 pipeline, label, size_px=small, seed=seed, index=index, settings=settings, progress=progress
             )
+        enlarged = EnlargedOverview(overview, (small[0] * levels.shrink, small[1] * levels.shrink))
     else:
-        overview = reference
+        overview, enlarged = reference, EnlargedOverview(reference, size_px)
     height, width = (side // pipeline.factor for side in size_px)
     with _timed(seconds, "encode"):
-        clean = encode_canvas(pipeline, EnlargedOverview(overview, size_px), (height, width), progress=progress)
+        clean = encode_canvas(pipeline, enlarged, (height, width), progress=progress)
     with _timed(seconds, "canvas"):
         grid = WindowGrid(height, width, settings.window_latent, settings.overlap_latent)
         steps_taken = pipeline.make_scheduler(settings.scheduler)
         timesteps = last_timesteps(steps_taken, settings.steps, settings.strength)
         noise = canvas_noise((pipeline.latent_channels, height, width), seed, label, levels.patch, index)
+        start = noised(steps_taken, clean, noise, timesteps[0])
+        del clean, noise
         latents = denoise(
             pipeline,
-            noised(steps_taken, clean, noise, timesteps[0]),
+            start,
             grid,
             steps_taken,
             timesteps,
@@ -246,9 +247,16 @@ def synthesise(
     )
 
 
-def _size(
+def resolve_size(
     size_px: tuple[int, int] | None, settings: SamplingRecipe, reference: np.ndarray | None, levels: Levels
 ) -> tuple[int, int]:
+    """Height and width of a large image: as asked, else the reference's enlarged, else the model's own.
+
+    Raises
+    ------
+    PathUpError
+        The reference is not 8-bit RGB, or not of the size's shape.
+    """
     if reference is None:
         return size_px or (settings.size_px, settings.size_px)
     if reference.ndim != 3 or reference.shape[2] != 3 or reference.dtype != np.uint8:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pathup.errors import PathUpError
-from pathup.model.components import set_steps
+from pathup.model.components import check_finite, set_steps
 from pathup.sampling.canvas import CanvasFusion
 from pathup.sampling.windows import WindowGrid
 
@@ -46,7 +46,7 @@ def denoise(
     Parameters
     ----------
     pipeline
-        The model; only ``predict``, ``encode_prompts``, ``device`` and ``dtype`` are used.
+        The model; only ``predict``, ``encode_prompts``, ``compute_device`` and the U-Net's precision are used.
     canvas_CHW
         x_T of the whole image: scaled by the scheduler's noise at ``timesteps[0]``. It is not changed.
     grid
@@ -81,8 +81,9 @@ def denoise(
         raise PathUpError(f"the window batch is {window_batch}, but at least 1 was needed")
     canvas_1CHW = canvas_CHW.float()[None]
     fusion = CanvasFusion(grid, canvas_CHW.shape[0], weighted=weighted)
-    device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    embeddings = pipeline.encode_prompts([prompt, ""]).to(device, dtype)
+    del canvas_CHW  # large: not to be held through all steps
+    device = pipeline.compute_device
+    embeddings = pipeline.encode_prompts([prompt, ""]).to(device)
     total = len(grid) * len(timesteps)
     for step, timestep in enumerate(timesteps):
         scaled_CHW = scheduler.scale_model_input(canvas_1CHW, timestep)[0]
@@ -91,19 +92,13 @@ def denoise(
             windows = torch.stack([scaled_CHW[:, rows, columns] for rows, columns in (grid[i] for i in batch)])
             prompted = embeddings[:1].expand(len(batch), -1, -1)
             empty = embeddings[1:].expand(len(batch), -1, -1)
-            prediction = pipeline.predict(
-                windows.to(device, dtype), timestep.to(device), prompted, empty, guidance
-            ).float()
+            prediction = pipeline.predict(windows.to(device), timestep.to(device), prompted, empty, guidance).float()
             for index, values_CHW in zip(batch, prediction.cpu(), strict=True):
                 fusion.add(index, values_CHW)
             if progress is not None:
                 progress(stage, step * len(grid) + batch[-1] + 1, total)
         canvas_1CHW = scheduler.step(fusion.result()[None], timestep, canvas_1CHW, return_dict=False)[0]
-    if not torch.isfinite(canvas_1CHW).all():
-        raise PathUpError(
-            f"the model's predictions overflowed in {str(dtype).removeprefix('torch.')}; load it in float32, "
-            "or lower the guidance"
-        )
+    check_finite(canvas_1CHW, pipeline.unet.dtype)
     return canvas_1CHW[0]
 
 

@@ -2,7 +2,7 @@
 
 A silent conversion (16 bits to 8, CMYK to RGB, a palette) changes stain colours, so it is refused here and
 left to the user. Embedded colour profiles are not applied and orientation tags are ignored: pixels are taken
-as stored.
+as stored. A TIFF that is to be turned is refused, since Pillow would turn it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ REGION_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, OverflowError)
 """What Pillow raises when it meets damaged data."""
+_ORIENTATION = 274
 _MODES = {
     "1": "a black-and-white image",
     "L": "a greyscale image",
@@ -122,6 +123,12 @@ def _check(path: Path, image: Image.Image) -> None:
     if image.mode != "RGB":
         what = _MODES.get(image.mode, f"an image of colour mode {image.mode}")
         raise PathUpError(f"{path} is {what}, but 8-bit RGB was needed; convert it")
+    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) if image.format == "TIFF" else 1
+    if turned != 1:
+        raise PathUpError(
+            f"{path} says that it is to be turned or mirrored (orientation tag {turned}), but pixels are taken as "
+            "stored; export it upright, without that tag"
+        )
     if "transparency" in image.info:
         raise PathUpError(f"{path} has a transparent colour, but 8-bit RGB without alpha was needed; convert it")
     frames = getattr(image, "n_frames", 1)

@@ -18,6 +18,7 @@ from shapely import box
 
 from pathup.errors import PathUpError, unknown
 from pathup.recipes import Recipe
+from pathup.slides.images import image_size
 from pathup.slides.reader import is_slide
 from pathup.tiles.regions import SPLITS, Region, named_apart, safe_name
 from pathup.tiles.slide_sources import (
@@ -138,12 +139,12 @@ def _with_scales(regions: list[Region], recipe: Recipe, mpp: float | None) -> li
 
 
 def _overlapping(regions: list[Region]) -> dict[str, str]:
-    """Name each region's cluster: rectangles of one file that overlap, for splitting by region."""
-    of_file: dict[Path, list[Region]] = defaultdict(list)
+    """Name each region's cluster: rectangles of one file, or crops of one slide, that overlap."""
+    of_surface: dict[tuple[str, str], list[Region]] = defaultdict(list)
     for region in regions:
-        of_file[region.file].append(region)
+        of_surface[_surface(region)].append(region)
     joined: dict[str, str] = {}
-    for found in of_file.values():
+    for found in of_surface.values():
         found.sort(key=lambda r: r.name)
         if any(region.box is None for region in found):  # the whole file: it overlaps with all
             joined |= {region.name: found[0].name for region in found}
@@ -153,6 +154,17 @@ def _overlapping(regions: list[Region]) -> dict[str, str]:
             boxes = [box(x + 0.25, y + 0.25, x + w - 0.25, y + h - 0.25) for x, y, w, h in places]
             joined |= clusters([region.name for region in found], boxes)
     return joined
+
+
+def _surface(region: Region) -> tuple[str, str]:
+    """What a table's rectangle lies on: its slide, where the file is a crop that is told its place; else the file.
+
+    A crop at 0, 0 is taken for one whose place was left out.
+    """
+    placed = region.box is not None and region.box[:2] != (0, 0) and not is_slide(region.file)
+    if placed and region.box is not None and image_size(region.file) == region.box[2:]:
+        return ("slide", region.slide)
+    return ("file", str(region.file))
 
 
 def _class_folders(root: Path, recipe: Recipe) -> tuple[list[Region], list[str]]:

@@ -126,8 +126,21 @@ def split_regions(
         shares = {split: recipe.tiles.splits.get(split, 0.0) for split in SPLITS}  # type: ignore[call-overload]
         dealt = _deal(regions, keys, shares, recipe.tiles.seed)
         regions = [replace(r, split=dealt[keys[r.name]]) for r in regions]
+    else:
+        _check_clusters(regions, joined or {})
     check_disjoint(((r.group(split_by), str(r.split)) for r in regions), split_by)
     return list(regions), _gaps(regions, recipe, own=not missing)
+
+
+def _check_clusters(regions: Sequence[Region], joined: Mapping[str, str]) -> None:
+    first: dict[str, Region] = {}
+    for region in regions:
+        other = first.setdefault(joined.get(region.name, region.name), region)
+        if other.split != region.split:
+            raise PathUpError(
+                f"{other.place} ({other.split}) and {region.place} ({region.split}) overlap on slide '{region.slide}', "
+                "or are joined by regions that do, but the splits must not share tissue; move them to one split"
+            )
 
 
 def _deal(regions: Sequence[Region], keys: Mapping[str, str], shares: Mapping[str, float], seed: int) -> dict[str, str]:

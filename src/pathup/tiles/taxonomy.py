@@ -61,7 +61,12 @@ def prompt_text(recipe: Recipe, label: str, level: str) -> str:
     names = {spec.label: spec.name for spec in recipe.classes}
     if label not in names:
         raise unknown("label", label, names)
-    return recipe.model.prompt.replace("{name}", names[label]).replace("{word}", level_of(recipe, level).word)
+    return filled_prompt(recipe.model.prompt, names[label], level_of(recipe, level).word)
+
+
+def filled_prompt(template: str, name: str, word: str) -> str:
+    """A prompt's template with ``{name}`` and ``{word}`` filled in; any other braces are text."""
+    return template.replace("{name}", name).replace("{word}", word)
 
 
 def all_prompts(recipe: Recipe) -> list[tuple[str, str, str]]:

@@ -117,10 +117,10 @@ class AutoencoderTrainer:
             torch.manual_seed(draws.seed_of(self.spec.seed, "weights", "discriminator"))
             self.discriminator = PatchDiscriminator(self.spec.discriminator_channels).to(device)
         self.generator_optimizer = torch.optim.AdamW(
-            self.vae.parameters(), lr=self.spec.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+            self.vae.parameters(), lr=self.spec.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
         )
         self.discriminator_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=self.spec.learning_rate, betas=(0.5, 0.99), weight_decay=0.0
+            self.discriminator.parameters(), lr=self.spec.learning_rate, betas=(0.5, 0.99), weight_decay=0.0, fused=True
         )
         self.step = 0
         self._wandb = wandb_project
@@ -273,13 +273,11 @@ class AutoencoderTrainer:
         """Write the averaged autoencoder as a diffusers folder, with how it was made beside it."""
         target = self.folder / "autoencoder"
         vae = averaged(self.vae, self.average)
-        with storage.clear_disk_errors(target):
-            vae.save_pretrained(target, safe_serialization=True)
-            forget_origin(target)
-        storage.write_json(
-            target / "training.json",
-            {"pathup": __version__, "steps": self.step, "recipe": self.recipe.name, "tiles": self.tiles.fingerprint()},
-        )
+        with storage.atomic_folder(target) as partial:
+            vae.save_pretrained(partial, safe_serialization=True)
+            forget_origin(partial)
+            made = {"steps": self.step, "recipe": self.recipe.name, "tiles": self.tiles.fingerprint()}
+            storage.write_json(partial / "training.json", {"pathup": __version__, **made})
         return target
 
     @torch.no_grad()

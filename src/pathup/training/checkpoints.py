@@ -87,6 +87,7 @@ def save_checkpoint(
                 os.replace(final, root / f".removing-{step:08d}")
             os.replace(temporary, final)
             storage.fsync_path(root)
+            _mark(root).touch()
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     _prune(root, keep)
@@ -101,7 +102,8 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
     Raises
     ------
     PathUpError
-        There are checkpoints, but none is complete: training must not start over unasked.
+        There are checkpoints, but none is complete, or there were some and they are gone: training must not start over
+        unasked.
     """
     found = sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True)
     for folder in found:
@@ -114,7 +116,17 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
             f"none of the {len(found)} checkpoints in {root} is complete, so there is nothing to resume from; "
             "restore one from a backup, or remove the run's folder to start over"
         )
+    if _mark(root).exists():
+        raise PathUpError(
+            f"this run has written checkpoints to {root}, but none is there now, so there is nothing to resume from; "
+            "put them back, or remove the run's folder to start over"
+        )
     return None
+
+
+def _mark(root: Path) -> Path:
+    """A file beside `root` that says that it once held a complete checkpoint."""
+    return root.with_name(f".{root.name}.begun")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -138,14 +150,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
 
 def _damage(folder: Path) -> str | None:
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} is missing or unreadable"
+    if "values.json" not in files:
+        return f"its {MANIFEST} does not list what a checkpoint holds"
     for name, digest in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if storage.sha256_file(file) != digest:
+        try:
+            whole = storage.sha256_file(file) == digest
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not whole:
             return f"{name} is damaged (its SHA-256 is not the manifest's)"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,7 +58,8 @@ class Journal:
         self._drop_lines_from(self._first)
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first or None)
+        with self._clear_disk_errors():
+            self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first or None)
         if self._project:
             try:
                 import wandb
@@ -89,7 +91,8 @@ class Journal:
         if self._progress is not None:
             self._progress.stop()
         if self._writer is not None:
-            self._writer.close()
+            with suppress(Exception) if error is not None else self._clear_disk_errors():  # the first error is told
+                self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -124,8 +127,9 @@ class Journal:
             (self._folder / LOSSES).open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._clear_disk_errors():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
         if self._progress is not None:
@@ -135,6 +139,9 @@ class Journal:
         """Write losses.png from losses.jsonl: one panel a value, with a running mean."""
         if self._active:
             draw_curves(self._folder / LOSSES, self._folder / "losses.png")
+
+    def _clear_disk_errors(self) -> AbstractContextManager[None]:
+        return storage.clear_disk_errors(self._folder / "tensorboard")
 
     def _drop_lines_from(self, step: int) -> None:
         path = self._folder / LOSSES

@@ -96,11 +96,11 @@ class LatentCache:
                 "remove that folder, or name another with --latents"
             )
         total = len(self.tiles) * self.orientations
-        if path.exists() and known is not None:
-            progress(total, total)
-            return
         side = self.tiles.pixels(0).shape[-1] // int(2 ** (len(self.vae.config.block_out_channels) - 1))
         shape = (len(self.tiles), self.orientations, self.vae.config.latent_channels, side, side)
+        if known is not None and _is_whole(path, shape):
+            progress(total, total)
+            return
         done = int(known["done"]) if known is not None and partial.exists() else 0
         self.vae.to(memory_format=torch.channels_last)  # twice as fast at full resolution on a CPU
         with storage.clear_disk_errors(path):
@@ -138,6 +138,14 @@ class LatentCache:
         pixels = torch.stack(images).to(device, self.vae.dtype, memory_format=torch.channels_last) / 127.5 - 1
         latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
         return latents.to(torch.float16).cpu().numpy()
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        array = np.load(path, mmap_mode="r")  # a file that was cut short cannot be mapped
+    except (OSError, ValueError):
+        return False
+    return array.shape == shape and array.dtype == np.float16
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:

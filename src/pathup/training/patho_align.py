@@ -162,7 +162,7 @@ class PathoAlignTrainer:
             seed=spec.seed,
         ).to(device)
         self.optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=device.type == "cuda"
+            unet.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
         )
         self.model, self.optimizer = self.accelerator.prepare(UNetWithFeatures(unet), self.optimizer)
         self.pipeline = assemble(self.parts, recipe)
@@ -372,16 +372,15 @@ class PathoAlignTrainer:
 
     def export(self, target: Path) -> None:
         """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""
-        save_pipeline(self.averaged_pipeline(), target)
-        with storage.atomic_path(target / "feature_memory.safetensors") as temporary:
-            save_file({name: value.cpu() for name, value in self.entropy.state_dict().items()}, temporary)
-        save_recipe(self.recipe, target / "recipe.yaml")
         spec = self.spec
         seen = self.step * spec.batch_size * spec.gradient_accumulation * self.accelerator.num_processes
-        storage.write_json(
-            target / "training.json",
-            {"pathup": __version__, "steps": self.step, "tiles_seen": seen, "tiles": self.cache.tiles.fingerprint()},
-        )
+        made = {"steps": self.step, "tiles_seen": seen, "tiles": self.cache.tiles.fingerprint()}
+        with storage.atomic_folder(target) as partial:
+            save_pipeline(self.averaged_pipeline(), partial)
+            memory = {name: value.cpu() for name, value in self.entropy.state_dict().items()}
+            save_file(memory, partial / "feature_memory.safetensors")
+            save_recipe(self.recipe, partial / "recipe.yaml")
+            storage.write_json(partial / "training.json", {"pathup": __version__, **made})
 
     def _sample(self, journal: Journal) -> None:
         pipeline = self.averaged_pipeline()

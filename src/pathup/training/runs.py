@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,19 @@ import torch
 from accelerate import PartialState
 
 from pathup.errors import PathUpError
-from pathup.model.components import Components, build_components, load_autoencoder, load_pretrained
+from pathup.model.components import (
+    Components,
+    build_components,
+    check_tokenizer,
+    load_autoencoder,
+    load_pretrained,
+    make_scheduler,
+    set_steps,
+)
 from pathup.recipes import Recipe, load_recipe, recipe_from_dict
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
+from pathup.tiles.taxonomy import all_prompts, level_of
 from pathup.training.latents import encoder_sha256
 
 FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch"}
@@ -52,6 +62,12 @@ def changed_recipe(recipe: Recipe, section: str, changes: dict[str, Any]) -> Rec
     return recipe_from_dict(values, source="command line")
 
 
+def one_level(recipe: Recipe, level: str) -> Recipe:
+    """The recipe of a model that knows this spatial level alone."""
+    tiles = recipe.tiles.model_copy(update={"levels": [level_of(recipe, level)]})
+    return recipe.model_copy(update={"tiles": tiles})
+
+
 def train_autoencoder(
     tiles: Path,
     output: Path,
@@ -75,8 +91,8 @@ def train_autoencoder(
         "tiles": data.fingerprint(),
         "pretrained": pretrained,
     }
-    claim_folder(output, "train autoencoder", identity, resume=resume)
     trainer = AutoencoderTrainer(recipe, data, output, start=pretrained, cpu=cpu, wandb_project=wandb_project)
+    claim_folder(output, "train autoencoder", identity, resume=resume)
     return trainer.run(workers=workers)
 
 
@@ -116,14 +132,22 @@ def train_diffusion(
     data = TileFolder.load(tiles, "train", recipe)
     if level is not None:
         data = data.only(level)
+        recipe = one_level(recipe, level)
     if pretrained is not None:
         parts = load_pretrained(pretrained)
         if autoencoder is not None:
             parts.vae = load_autoencoder(autoencoder)
     else:
         parts = build_components(recipe, autoencoder=load_autoencoder(str(autoencoder)))
-    _check_window(recipe, parts)
+    _check_parts(parts, pretrained or str(autoencoder))
+    recipe = _fitting_windows(recipe, parts)
+    set_steps(make_scheduler(recipe.sampling.scheduler, parts.scheduler.config), recipe.sampling.steps)
+    if recipe.diffusion.patho_align:
+        texts = [text for _, _, text in all_prompts(recipe)]
+        check_tokenizer(parts.tokenizer, parts.text_encoder, texts, pretrained or recipe.name)
     processes = PartialState(cpu=cpu, **({"timeout": PATIENCE} if "WORLD_SIZE" in os.environ else {}))
+    if recipe.diffusion.precision == "fp16" and processes.device.type == "cpu":
+        raise PathUpError("fp16 needs a GPU, but this run is on the CPU; train with --precision bf16 or fp32")
     identity = {
         "recipe": {
             "classes": [spec.model_dump() for spec in recipe.classes],
@@ -136,8 +160,6 @@ def train_diffusion(
         "pretrained": pretrained,
         "processes": processes.num_processes,  # each sees its own share of every joint batch
     }
-    with processes.main_process_first():
-        claim_folder(output, "train diffusion", identity, resume=resume or not processes.is_main_process)
     trainer = PathoAlignTrainer(
         recipe,
         parts,
@@ -148,14 +170,43 @@ def train_diffusion(
         wandb_project=wandb_project,
         gradient_checkpointing=gradient_checkpointing,
     )
+    with processes.main_process_first():
+        claim_folder(output, "train diffusion", identity, resume=resume or not processes.is_main_process)
     return trainer.run(workers=workers)
 
 
-def _check_window(recipe: Recipe, parts: Components) -> None:
-    factor = int(2 ** (len(parts.vae.config.block_out_channels) - 1))
-    if recipe.tiles.tile_px != recipe.sampling.window_latent * factor:
+def _check_parts(parts: Components, source: str) -> None:
+    wanted, made = parts.unet.config.in_channels, parts.vae.config.latent_channels
+    if wanted != made:
         raise PathUpError(
-            f"tiles of {recipe.tiles.tile_px} px and an autoencoder that shrinks by {factor} give windows of "
-            f"{recipe.tiles.tile_px / factor:g}, but sampling.window_latent is {recipe.sampling.window_latent}; "
-            "make them agree"
+            f"the U-Net of {source} takes latents of {wanted} channels, but the autoencoder makes {made}; "
+            "an autoencoder of the same channels is needed"
         )
+
+
+def _fitting_windows(recipe: Recipe, parts: Components) -> Recipe:
+    """The recipe with windows of one tile for the autoencoder at hand; another factor than the recipe's is told.
+
+    Raises
+    ------
+    PathUpError
+        The autoencoder's factor does not divide the tile.
+    """
+    factor, side = int(2 ** (len(parts.vae.config.block_out_channels) - 1)), recipe.tiles.tile_px
+    if side % factor:
+        raise PathUpError(
+            f"tiles of {side} px cannot be encoded by an autoencoder that shrinks by {factor}; "
+            "cut them with another tiles.tile_px, or take another autoencoder"
+        )
+    sampling = recipe.sampling
+    window = side // factor
+    if window == sampling.window_latent:
+        return recipe
+    overlap = sampling.overlap_latent * window // sampling.window_latent
+    warnings.warn(
+        f"tiles of {side} px are {window} latent positions wide for this autoencoder: sampling.window_latent is "
+        f"{window} and overlap_latent {overlap} in this run (the recipe has {sampling.window_latent} and "
+        f"{sampling.overlap_latent})",
+        stacklevel=2,
+    )
+    return changed_recipe(recipe, "sampling", {"window_latent": window, "overlap_latent": overlap})
