@@ -32,6 +32,18 @@ def test_it_holds_each_orientations_latent(tmp_path, parts):
     assert torch.allclose(cache[5, 2], expected, atol=2e-3)  # half precision: 11 bits of values up to about 2
 
 
+def test_bfloat16_latents_are_close_and_of_a_cache_of_their_own(tmp_path, parts):
+    tiles, vae = parts
+    whole = LatentCache(tmp_path / "whole", tiles, vae, orientations=1, seed=0)
+    fast = LatentCache(tmp_path / "fast", tiles, vae, orientations=1, seed=0, bfloat16=True)
+    for cache in (whole, fast):
+        cache.fill(4, CPU, lambda done, total: None)
+    difference = torch.stack([fast[i, 0] - whole[i, 0] for i in range(len(tiles))])
+    assert 0 < difference.square().mean().sqrt() < 0.05  # 8 bits a product; the latents' deviation is about 1
+    with pytest.raises(PathUpError, match="were made from other tiles, another encoder"):
+        LatentCache(tmp_path / "whole", tiles, vae, orientations=1, seed=0, bfloat16=True).fill(4, CPU, print)
+
+
 def test_an_interrupted_encoding_goes_on_and_ends_the_same(tmp_path, parts, monkeypatch):
     tiles, vae = parts
     monkeypatch.setattr(latents, "NOTE_EVERY", 1)

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pathup import draws
 from pathup.errors import PathUpError, unknown
+from pathup.model.attention import fast_attention
 from pathup.model.components import (
     Components,
     build_components,
@@ -182,11 +183,12 @@ class PathUpPipeline(DiffusionPipeline):
         """
         latents_BCHW, prompted_BLD = latents_BCHW.to(self.unet.dtype), prompted_BLD.to(self.unet.dtype)
         empty_BLD = empty_BLD.to(self.unet.dtype)
-        if guidance == 1:
-            return self.unet(latents_BCHW, timestep, prompted_BLD, return_dict=False)[0]
-        doubled = torch.cat([latents_BCHW, latents_BCHW])
-        prompts = torch.cat([empty_BLD, prompted_BLD])
-        empty, prompted = self.unet(doubled, timestep, prompts, return_dict=False)[0].chunk(2)
+        with fast_attention(self.unet, latents_BCHW.device):
+            if guidance == 1:
+                return self.unet(latents_BCHW, timestep, prompted_BLD, return_dict=False)[0]
+            doubled = torch.cat([latents_BCHW, latents_BCHW])
+            prompts = torch.cat([empty_BLD, prompted_BLD])
+            empty, prompted = self.unet(doubled, timestep, prompts, return_dict=False)[0].chunk(2)
         return empty + guidance * (prompted - empty)
 
     # -- single tiles ---------------------------------------------------------------------------------------

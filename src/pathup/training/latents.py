@@ -54,11 +54,23 @@ class LatentCache:
         Flips and turns a tile, 1 to 8.
     seed
         For the choice of orientations.
+    bfloat16
+        Encode under bf16 autocast: where there are bf16 kernels it takes half the time, and moves a latent of deviation
+        1 by about 0.01, a tenth of the noise that a decoder is trained to bear.
     """
 
-    def __init__(self, folder: Path, tiles: TileFolder, vae: AutoencoderKL, *, orientations: int, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tiles: TileFolder,
+        vae: AutoencoderKL,
+        *,
+        orientations: int,
+        seed: int,
+        bfloat16: bool = False,
+    ) -> None:
         self.folder, self.tiles, self.vae = folder, tiles, vae
-        self.orientations, self.seed = orientations, seed
+        self.orientations, self.seed, self.bfloat16 = orientations, seed, bfloat16
         self._array: np.ndarray | None = None
 
     @property
@@ -68,6 +80,7 @@ class LatentCache:
             "encoder": encoder_sha256(self.vae),
             "orientations": self.orientations,
             "seed": self.seed if self.orientations > 1 else None,  # alone, a tile is cached as it is
+            **({"precision": "bf16"} if self.bfloat16 else {}),
         }
 
     def fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
@@ -136,7 +149,8 @@ class LatentCache:
             turn = orientations_of(tile, self.orientations, self.seed)[slot]
             images.append(oriented(self.tiles.pixels(tile), turn))
         pixels = torch.stack(images).to(device, self.vae.dtype, memory_format=torch.channels_last) / 127.5 - 1
-        latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
         return latents.to(torch.float16).cpu().numpy()
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathup import __version__, draws, storage
 from pathup.model.aligned import UNetWithFeatures
+from pathup.model.attention import fast_attention
 from pathup.model.components import Components
 from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
@@ -151,7 +152,14 @@ class PathoAlignTrainer:
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.average = {name: value.detach().clone() for name, value in unet.state_dict().items()}
-        self.cache = LatentCache(cache, tiles, self.parts.vae, orientations=spec.orientations, seed=spec.seed)
+        self.cache = LatentCache(
+            cache,
+            tiles,
+            self.parts.vae,
+            orientations=spec.orientations,
+            seed=spec.seed,
+            bfloat16=spec.precision == "bf16",
+        )
         self.prompts = [(label, level) for label, level, _ in all_prompts(recipe)]
         width = int(unet.config.block_out_channels[-1])
         self.entropy = FeatureEntropyLoss(
@@ -193,14 +201,15 @@ class PathoAlignTrainer:
         self._empty_1LD = self.pipeline.encode_prompts([""])
         self._resume()
         spec = self.spec
-        with Journal(
+        curves = Journal(
             self.folder,
             steps=spec.steps,
             first_step=self.step,
             title="diffusion",
             wandb_project=self._wandb,
             active=main,
-        ) as journal:
+        )
+        with fast_attention(self.unet, self.accelerator.device), curves as journal:
             stream = self._stream(workers)
             while self.step < spec.steps:
                 values = self._train_step(stream)
