@@ -22,6 +22,7 @@ from pathup.errors import PathUpError
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.slides.images import read_image
 from pathup.training.checkpoints import newest_checkpoint
+from pathup.training.latents import encoder_sha256
 from pathup.training.runs import train_autoencoder, train_diffusion
 
 QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
@@ -366,6 +367,19 @@ def test_latents_of_a_pretrained_autoencoder_are_normalised_whatever_factor_it_b
         assert load_autoencoder(folder).config.scaling_factor == 1.0
         check_normalised(load_autoencoder(folder), tiny_tiles)
         assert str(tmp_path) not in (folder / "config.json").read_text()
+
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["autoencoder"] |= {"freeze_encoder_at": 0, "decoder_noise": 0.1}
+    (tmp_path / "decoder.yaml").write_text(yaml.safe_dump(recipe))
+    for steps in (4, 6):
+        folder = train_autoencoder(
+            tiny_tiles, tmp_path / "decoder", str(tmp_path / "decoder.yaml"), pretrained=str(tmp_path / "sd_vae"),
+            changes={"steps": steps}, **{**QUIET, "resume": steps > 4},
+        )  # fmt: skip
+        tuned = load_autoencoder(folder)
+        assert encoder_sha256(tuned) == encoder_sha256(vae), "a U-Net trained on its latents still fits"
+        assert not torch.equal(tuned.decoder.conv_in.weight, vae.decoder.conv_in.weight)
+
     with pytest.raises(PathUpError, match="train it with --precision bf16 or fp32"):
         train_autoencoder(
             tiny_tiles, tmp_path / "half", "tiny", pretrained=None, changes={"precision": "fp16"}, **QUIET

@@ -4,7 +4,8 @@ The data flow: crops of tiles (a function of the seed and the position in traini
 sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, a patch
 discriminator. At `freeze_encoder_at` the averaged weights take over, latents are normalised to mean 0 and
 deviation 1 a channel, and only the decoder goes on learning, on latents with a little noise (`decoder_noise`) such as
-sampled ones have: latents made from then on stay valid.
+sampled ones have: latents made from then on stay valid. A pretrained autoencoder whose encoder is frozen at step 0
+keeps the latents that it came with, so a U-Net trained on them still fits.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class AutoencoderTrainer:
             self.discriminator.parameters(), lr=self.spec.learning_rate, betas=(0.5, 0.99), weight_decay=0.0, fused=True
         )
         self.step = 0
+        self._keeps_latents = bool(start) and self.spec.freeze_encoder_at == 0
         self._wandb = wandb_project
         self.crops = Crops(tiles, self.spec, self.spec.batch_size)
 
@@ -142,7 +144,7 @@ class AutoencoderTrainer:
             self.folder, steps=self.spec.steps, first_step=self.step, title="autoencoder", wandb_project=self._wandb
         ) as journal:
             for pixels in self._batches(workers):
-                if self.step == self.spec.freeze_encoder_at:
+                if self.step == self.spec.freeze_encoder_at and not self._keeps_latents:
                     self._freeze_encoder()
                 values = self._train_step(pixels.to(self.accelerator.device))
                 self.step += 1
@@ -171,7 +173,8 @@ class AutoencoderTrainer:
             with torch.set_grad_enabled(not frozen):
                 posterior = self.vae.encode(real).latent_dist
             noise = draws.normal(tuple(posterior.mean.shape), spec.seed, "posterior", step).to(real.device)
-            spread = (posterior.var + spec.decoder_noise**2).sqrt() if frozen else posterior.std
+            extra = spec.decoder_noise / self.vae.config.scaling_factor  # latents times that factor have deviation 1
+            spread = (posterior.var + extra**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
         loss = values["pixel"]
@@ -261,7 +264,8 @@ class AutoencoderTrainer:
             return
         self.step = checkpoint.step
         self.vae.load_state_dict(checkpoint.tensors("autoencoder"))
-        if self.spec.freeze_encoder_at is not None and self.step > self.spec.freeze_encoder_at:
+        frozen = self.spec.freeze_encoder_at is not None and self.step > self.spec.freeze_encoder_at
+        if frozen and not self._keeps_latents:
             self._scale_is_one()
         device = self.accelerator.device
         self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
