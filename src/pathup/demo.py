@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pathup import __version__, storage
 from pathup.errors import PathUpError
+from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.runs import GenerateRequest, generate
@@ -150,6 +151,8 @@ def _demonstrated(request: DemoRequest) -> dict[str, Any]:
     transformers.utils.logging.disable_progress_bar()
     with tell.stage(seconds, "load", f"loading {request.model}"):
         pipeline = load_pipeline(request.model, device=choose_device(request.device))
+        if pipeline.unet.device.type == "cpu":
+            keep_freed_memory()
     label = request.label or pipeline.labels[0]
     pipeline.prompt(label, pipeline.level_names[0])
     check_size(pipeline, (request.size_px, request.size_px))

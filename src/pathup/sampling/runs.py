@@ -15,6 +15,7 @@ import transformers
 
 from pathup import __version__, storage
 from pathup.errors import PathUpError
+from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
@@ -184,6 +185,8 @@ def _prepared(request: GenerateRequest, kind: Format | None) -> _Run:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     device = choose_device(request.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     diffusers.utils.logging.disable_progress_bar()  # our own bars are about images
     transformers.utils.logging.disable_progress_bar()
     pipeline = load_pipeline(request.model, device=device)

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from pathup.errors import PathUpError
+from pathup.memory import keep_freed_memory
 from pathup.model.components import (
     Components,
     build_components,
@@ -92,6 +93,8 @@ def train_autoencoder(
         "pretrained": pretrained,
     }
     trainer = AutoencoderTrainer(recipe, data, output, start=pretrained, cpu=cpu, wandb_project=wandb_project)
+    if trainer.accelerator.device.type == "cpu":
+        keep_freed_memory()
     claim_folder(output, "train autoencoder", identity, resume=resume)
     return trainer.run(workers=workers)
 
@@ -146,6 +149,8 @@ def train_diffusion(
         texts = [text for _, _, text in all_prompts(recipe)]
         check_tokenizer(parts.tokenizer, parts.text_encoder, texts, pretrained or recipe.name)
     processes = PartialState(cpu=cpu, **({"timeout": PATIENCE} if "WORLD_SIZE" in os.environ else {}))
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     if recipe.diffusion.precision == "fp16" and processes.device.type == "cpu":
         raise PathUpError("fp16 needs a GPU, but this run is on the CPU; train with --precision bf16 or fp32")
     identity = {

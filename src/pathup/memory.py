@@ -1,0 +1,32 @@
+"""The C library's allocator, told to keep what PyTorch frees: each step of a CPU run asks for the same sizes anew."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h's M_...
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc's malloc keep freed memory instead of handing it back to the system at once.
+
+    Blocks above some MiB, as activations are, otherwise come fresh from the system and go back to it, each page zeroed
+    anew, at every operation; ``benchmarks/allocator.py`` tells what that costs. The process holds on to its peak, which
+    is the same.
+
+    Returns
+    -------
+    bool
+        Whether it took effect; False where the C library is not glibc, where nothing changes.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # musl has none
+        return False
+    taken = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 * 2**20)]
+    return all(result == 1 for result in taken)
