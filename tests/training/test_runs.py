@@ -81,7 +81,7 @@ def killed_at_random_moments(line: list[str], run: Path, steps: int, kills: int,
             if (len(log.read_text().splitlines()) if log.exists() else 0) >= moment:
                 break
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.1))  # two or three steps of 'tiny': anywhere in a step, a log line, a checkpoint
+        time.sleep(draw.uniform(0, 0.05))  # a step or two of 'tiny': anywhere in a step, a log line, a checkpoint
         assert process.poll() is None, "the run had ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.communicate()
