@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from pathup import __version__, draws, storage
@@ -177,10 +177,10 @@ class AutoencoderTrainer:
             spread = (posterior.var + extra**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
-        loss = values["pixel"]
         if step < spec.adversarial_start or not (adversarial or spec.texture_weight):
-            # afterwards texture and feature matching take its place: it would hold down the grain that they bring back
-            loss = loss + spec.gradient_weight * values["gradient"]
+            loss = values["pixel"] + spec.gradient_weight * values["gradient"]
+        else:  # the finest octave is left to texture and discriminator: pixel by pixel, no grain is the least error
+            loss = l1_loss(avg_pool2d(fake, 2), avg_pool2d(real, 2))
         if not frozen:
             values["kl"] = posterior.kl().mean() / posterior.mean[0].numel()
             loss = loss + spec.kl_weight * values["kl"]
