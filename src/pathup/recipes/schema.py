@@ -128,6 +128,13 @@ class AutoencoderRecipe(Section):
     texture_weight: float = Field(
         0.0, ge=0, description="weight of the error of the log amplitude of local detail, from `adversarial_start` on"
     )
+    perceptual_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the error of features of a small classifier of the tiles, trained first, from "
+        "`adversarial_start` on",
+    )
+    perceptual_steps: Positive = Field(4000, description="optimiser steps of that classifier")
     adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss; 0: no discriminator")
     feature_matching_weight: float = Field(
         1.0, ge=0, description="weight of the error of the discriminator's features (the perceptual term)"

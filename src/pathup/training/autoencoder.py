@@ -1,11 +1,11 @@
 """Training a KL autoencoder for those without a pretrained one.
 
 The data flow: crops of tiles (a function of the seed and the position in training) are encoded to a posterior,
-sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, a patch
-discriminator. At `freeze_encoder_at` the averaged weights take over, latents are normalised to mean 0 and
-deviation 1 a channel, and only the decoder goes on learning, on latents with a little noise (`decoder_noise`) such as
-sampled ones have: latents made from then on stay valid. A pretrained autoencoder whose encoder is frozen at step 0
-keeps the latents that it came with, so a U-Net trained on them still fits.
+sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, texture, features
+of a small classifier of the tiles and a patch discriminator. At `freeze_encoder_at` the averaged weights take over,
+latents are normalised to mean 0 and deviation 1 a channel, and only the decoder goes on learning, on latents with a
+little noise (`decoder_noise`) such as sampled ones have: latents made from then on stay valid. A pretrained autoencoder
+whose encoder is frozen at step 0 keeps the latents that it came with, so a U-Net trained on them still fits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from torch.utils.data import DataLoader, Dataset
 
@@ -42,7 +45,9 @@ from pathup.training.discriminator import (
 from pathup.training.journal import Journal
 from pathup.training.schedules import TileOrder, ema_decay, learning_rate
 from pathup.training.sheets import image_sheet
+from pathup.training.tissue_features import TissueFeatures, perceptual_loss, train_tissue_features
 
+TISSUE_BATCH = 16  # crops a step of the perceptual term's classifier
 STATISTICS_CROPS = 512  # crops from which the latents' mean and deviation a channel are taken
 
 
@@ -51,7 +56,10 @@ class Crops(Dataset[torch.Tensor]):
 
     def __init__(self, tiles: TileFolder, recipe: AutoencoderRecipe, batch_size: int) -> None:
         self._tiles, self._crop, self._seed, self._batch = tiles, recipe.crop_px, recipe.seed, batch_size
-        self._order = TileOrder([(r.label, r.level) for r in tiles.records], seed=recipe.seed, balanced=True)
+        names = [(record.label, record.level) for record in tiles.records]
+        self._order = TileOrder(names, seed=recipe.seed, balanced=True)
+        self.groups = sorted(set(names))
+        self._groups = [self.groups.index(name) for name in names]
 
     def __len__(self) -> int:
         return 2**62
@@ -60,6 +68,11 @@ class Crops(Dataset[torch.Tensor]):
         """Pixels (B, 3, crop, crop) in [-1, 1]."""
         positions = range(step * self._batch, (step + 1) * self._batch)
         return torch.stack([self._crop_at(position) for position in positions])
+
+    def group(self, step: int) -> torch.Tensor:
+        """Which class and level each crop of that batch is of, (B,); counted in `groups`."""
+        positions = range(step * self._batch, (step + 1) * self._batch)
+        return torch.tensor([self._groups[self._order[position]] for position in positions])
 
     def _crop_at(self, position: int) -> torch.Tensor:
         pixels = self._tiles.pixels(self._order[position])
@@ -127,6 +140,7 @@ class AutoencoderTrainer:
         self._keeps_latents = bool(start) and self.spec.freeze_encoder_at == 0
         self._wandb = wandb_project
         self.crops = Crops(tiles, self.spec, self.spec.batch_size)
+        self.tissue_features: TissueFeatures | None = None
 
     # -- the run --------------------------------------------------------------------------------------------
 
@@ -140,6 +154,8 @@ class AutoencoderTrainer:
         """
         save_recipe(self.recipe, self.folder / "recipe.yaml")
         self._resume()
+        if self.spec.perceptual_weight > 0:
+            self.tissue_features = self._tissue_features()
         with Journal(
             self.folder, steps=self.spec.steps, first_step=self.step, title="autoencoder", wandb_project=self._wandb
         ) as journal:
@@ -177,7 +193,7 @@ class AutoencoderTrainer:
             spread = (posterior.var + extra**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
-        if step < spec.adversarial_start or not (adversarial or spec.texture_weight):
+        if step < spec.adversarial_start or not (adversarial or spec.texture_weight or spec.perceptual_weight):
             loss = values["pixel"] + spec.gradient_weight * values["gradient"]
         else:  # the finest octave is left to texture and discriminator: pixel by pixel, no grain is the least error
             loss = l1_loss(avg_pool2d(fake, 2), avg_pool2d(real, 2))
@@ -195,6 +211,9 @@ class AutoencoderTrainer:
             ramp = min(1.0, (step - spec.adversarial_start + 1) / 200)  # a cold discriminator has nothing to teach
             loss = loss + ramp * spec.adversarial_weight * values["adversarial"]
             loss = loss + ramp * spec.feature_matching_weight * values["matching"]
+        if self.tissue_features is not None and step >= spec.adversarial_start:
+            values["perceptual"] = perceptual_loss(self.tissue_features, fake, real)
+            loss = loss + spec.perceptual_weight * values["perceptual"]
         if step >= spec.adversarial_start and spec.texture_weight > 0:
             values["texture"] = texture_loss(fake, real)
             loss = loss + spec.texture_weight * values["texture"]
@@ -240,6 +259,28 @@ class AutoencoderTrainer:
     def _scale_is_one(self) -> None:
         """Normalised latents need no factor; an autoencoder that training started from may have brought one."""
         self.vae.register_to_config(scaling_factor=1.0)
+
+    def _tissue_features(self) -> TissueFeatures:
+        """The perceptual term's classifier: trained once, and read again by a run that goes on."""
+        path, device = self.folder / "tissue_features.safetensors", self.accelerator.device
+        if path.is_file():
+            network = TissueFeatures(len(self.crops.groups)).to(device)
+            network.load_state_dict(load_file(path))
+            return network.eval().requires_grad_(False)
+        crops = Crops(self.tiles, self.spec, TISSUE_BATCH)
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("learning tissue features", total=self.spec.perceptual_steps)
+            network = train_tissue_features(
+                lambda step: (crops[step], crops.group(step)),
+                len(crops.groups),
+                steps=self.spec.perceptual_steps,
+                seed=self.spec.seed,
+                device=device,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        with storage.atomic_path(path) as temporary:
+            save_file(network.state_dict(), temporary)
+        return network
 
     # -- keeping --------------------------------------------------------------------------------------------
 
