@@ -25,6 +25,7 @@ import torch
 from pathup import __version__, draws, storage
 from pathup.errors import PathUpError, unknown
 from pathup.evaluation.features import VIEWS, Extractor, load_extractor
+from pathup.memory import keep_freed_memory
 from pathup.recipes import Recipe, load_recipe
 from pathup.slides.images import image_size
 from pathup.tiles.dataset import MPP_TOLERANCE, TileFolder
@@ -326,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
     parser.add_argument("--output", type=Path, help="write the whole report to this JSON file")
     asked = parser.parse_args(arguments)
+    keep_freed_memory()
     try:
         for name, least in (("cap", 0), ("test_cap", 0), ("threads", 1)):
             value = getattr(asked, name)
