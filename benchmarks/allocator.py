@@ -1,7 +1,8 @@
-"""Time a training step of a recipe's U-Net on the CPU with malloc as it is and with freed memory kept, in turns.
+"""Time a recipe's U-Net or autoencoder on the CPU with malloc as it is and with freed memory kept, in turns.
 
-``python benchmarks/allocator.py --recipe atlas --batch 16``. malloc cannot be set back, so each turn is a process of
-its own; a ratio above 1 says that `pathup.memory.keep_freed_memory` is worth its call.
+``python benchmarks/allocator.py --part encoder`` encodes tiles as the latent cache does; ``--part unet --batch 16`` takes
+training steps. malloc cannot be set back, so each turn is a process of its own; a ratio above 1 says that
+`pathup.memory.keep_freed_memory` is worth its call.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 def timed(asked: argparse.Namespace) -> float:
     from pathup.memory import keep_freed_memory
     from pathup.model.attention import fast_attention
-    from pathup.model.components import build_unet
+    from pathup.model.components import build_autoencoder, build_unet
     from pathup.recipes import load_recipe
 
     if asked.child == "kept":
@@ -28,14 +29,29 @@ def timed(asked: argparse.Namespace) -> float:
         torch.set_num_threads(asked.threads)
     recipe = load_recipe(asked.recipe)
     channels, width, side = 4, recipe.model.text_encoder.hidden_size, recipe.sampling.window_latent
-    unet = build_unet(recipe, channels, width)
-    latents, prompts = torch.randn(asked.batch, channels, side, side), torch.randn(asked.batch, 16, width)
+    if asked.part == "unet":
+        unet = build_unet(recipe, channels, width)
+        latents, prompts = torch.randn(asked.batch, channels, side, side), torch.randn(asked.batch, 16, width)
+
+        def work() -> None:
+            with fast_attention(unet, torch.device("cpu")), torch.autocast("cpu", torch.bfloat16):
+                loss = unet(latents, 500, prompts).sample.float().square().mean()
+            loss.backward()
+
+    else:
+        vae = build_autoencoder(recipe.autoencoder).to(memory_format=torch.channels_last)
+        pixels = torch.randn(asked.batch, 3, recipe.tiles.tile_px, recipe.tiles.tile_px)
+        pixels = pixels.to(memory_format=torch.channels_last)
+
+        @torch.no_grad()
+        def work() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                vae.encode(pixels)
+
     seconds = []
     for _ in range(asked.steps + 1):
         started = time.perf_counter()
-        with fast_attention(unet, torch.device("cpu")), torch.autocast("cpu", torch.bfloat16):
-            loss = unet(latents, 500, prompts).sample.float().square().mean()
-        loss.backward()
+        work()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
 
@@ -43,7 +59,8 @@ def timed(asked: argparse.Namespace) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipe", default="atlas")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--part", choices=["encoder", "unet"], default="encoder")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="a turn [5]")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each [2]")
     parser.add_argument("--threads", type=int)
