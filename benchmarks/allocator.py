@@ -1,8 +1,8 @@
 """Time a recipe's U-Net or autoencoder on the CPU with malloc as it is and with freed memory kept, in turns.
 
-``python benchmarks/allocator.py --part encoder`` encodes tiles as the latent cache does; ``--part unet --batch 16`` takes
-training steps. malloc cannot be set back, so each turn is a process of its own; a ratio above 1 says that
-`pathup.memory.keep_freed_memory` is worth its call.
+``python benchmarks/allocator.py --part encoder`` encodes tiles as the latent cache does, and
+``--part unet --batch 16`` takes training steps. malloc cannot be set back, so each turn is a process of its own; a
+ratio above 1 says that `pathup.memory.keep_freed_memory` is worth its call.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
 
     Blocks above some MiB, as activations are, otherwise come fresh from the system and go back to it, each page zeroed
     anew, at every operation. Kept, 64 tiles of 128 px were encoded 1.8 times as fast on two cores; a training step of a
-    small U-Net, whose activations are smaller, took the same time (``benchmarks/allocator.py``). The process holds on to
-    its peak, which is the same.
+    small U-Net, whose activations are smaller, took the same time (``benchmarks/allocator.py``). The process holds on
+    to its peak, which is the same.
 
     Returns
     -------
