@@ -53,10 +53,10 @@ def run_all(
         context = multiprocessing.get_context("spawn")
         others = set(multiprocessing.active_children())
         with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_end_with_parent) as pool:
-            futures: list[Future[None]] = [pool.submit(function, *job) for job in jobs]
-            for future in futures:
-                future.add_done_callback(lambda _: progress.advance(task))
             try:
+                futures = _submitted(pool, function, jobs)
+                for future in futures:
+                    future.add_done_callback(lambda _: progress.advance(task))
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
                     if future.done():
@@ -72,6 +72,24 @@ def run_all(
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, function: Callable[..., None], jobs: Sequence[tuple[Any, ...]]
+) -> list[Future[None]]:
+    """Submit all jobs; a Ctrl-C meanwhile waits, since a pool that is half started cannot be shut down."""
+    if threading.current_thread() is not threading.main_thread():  # where Ctrl-C is not handled anyway
+        return [pool.submit(function, *job) for job in jobs]
+    # not a signal mask: another thread, such as the progress bar's, would take the signal in this one's place
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        futures = [pool.submit(function, *job) for job in jobs]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+    return futures
 
 
 def _end_with_parent() -> None:
