@@ -12,104 +12,32 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from pathup import __version__, draws, storage
+from pathup import __version__, storage
 from pathup.model.aligned import UNetWithFeatures
 from pathup.model.attention import fast_attention
 from pathup.model.components import Components
 from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
-from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
+from pathup.recipes import Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts
+from pathup.training.batches import Batch, Batches, loss_weights, training_target
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.latents import LatentCache
-from pathup.training.schedules import TileOrder, ema_decay, learning_rate
+from pathup.training.schedules import ema_decay, learning_rate
 from pathup.training.sheets import image_sheet
-
-
-class Batch(NamedTuple):
-    """One micro-batch of one process."""
-
-    latents_BCHW: torch.Tensor
-    noise_BCHW: torch.Tensor
-    timestep_B: torch.Tensor
-    prompt_B: torch.Tensor
-    dropped_B: torch.Tensor
-
-
-class Batches(Dataset[Batch]):
-    """Micro-batches by number: every draw a function of (seed, position in training)."""
-
-    def __init__(
-        self,
-        cache: LatentCache,
-        spec: DiffusionRecipe,
-        prompts: list[tuple[str, str]],
-        timesteps: int,
-        rank: int,
-        world: int,
-    ) -> None:
-        self._cache, self._spec, self._timesteps = cache, spec, timesteps
-        self._rank, self._world = rank, world
-        groups = [(record.label, record.level) for record in cache.tiles.records]
-        self._prompt = [prompts.index(group) for group in groups]
-        self._order = TileOrder(groups, seed=spec.seed, balanced=spec.balance_levels)
-
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, number: int) -> Batch:
-        """The micro-batch `number` (counted from 0 over the whole run) of this process."""
-        size = self._spec.batch_size
-        first = (number * self._world + self._rank) * size
-        samples = [self._sample(position) for position in range(first, first + size)]
-        return Batch(*(torch.stack(column) for column in zip(*samples, strict=True)))
-
-    def _sample(self, position: int) -> tuple[torch.Tensor, ...]:
-        tile = self._order[position]
-        generator = draws.torch_generator(self._spec.seed, "sample", position)
-        slot = int(torch.randint(self._cache.orientations, (1,), generator=generator))
-        timestep = torch.randint(self._timesteps, (1,), generator=generator)[0]
-        dropped = torch.rand(1, generator=generator)[0] < self._spec.prompt_dropout
-        latents = self._cache[tile, slot]
-        noise = torch.randn(latents.shape, generator=generator)
-        return latents, noise, timestep, torch.tensor(self._prompt[tile]), dropped
-
-
-def loss_weights(scheduler: SchedulerMixin, timestep_B: torch.Tensor, gamma: float | None) -> torch.Tensor:
-    """The weight of each sample's error, (B,): 1, or min-SNR's (Hang et al. 2023) for what the model predicts.
-
-    ``min(SNR, gamma)`` on the error of x0, which is that over SNR for noise and over SNR + 1 for v.
-    """
-    if gamma is None:
-        return torch.ones(len(timestep_B), device=timestep_B.device)
-    alpha_bar = scheduler.alphas_cumprod.to(timestep_B.device)[timestep_B]
-    snr = (alpha_bar / (1 - alpha_bar)).clamp_min(1e-8)
-    capped = snr.clamp_max(gamma)
-    kind = scheduler.config.prediction_type
-    return capped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
-
-
-def training_target(scheduler: SchedulerMixin, batch: Batch) -> torch.Tensor:
-    """What the model is to predict, by the scheduler's `prediction_type`."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return batch.noise_BCHW
-    if kind == "v_prediction":
-        return scheduler.get_velocity(batch.latents_BCHW, batch.noise_BCHW, batch.timestep_B)
-    return batch.latents_BCHW
 
 
 class PathoAlignTrainer:
