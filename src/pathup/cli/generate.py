@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from pathup.cli.progress import Bars
 
 
 def generate(
@@ -94,7 +86,7 @@ def generate(
         resume=resume,
         overwrite=overwrite,
     )
-    with _Bars() as bars:
+    with Bars(counted=("images",)) as bars:
         report = run(request, progress=bars)
     images = [path for path in report.files if path.suffix != ".jsonl"]
     height, width = report.size_px
@@ -106,36 +98,3 @@ def generate(
         f"{report.forwards} U-Net forwards on {report.device}; {stages}; "
         f"peak memory {report.peak_memory_bytes / 2**20:.0f} MiB"
     )
-
-
-class _Bars:
-    """A bar a stage with the time left, on a terminal; silent elsewhere."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description:>8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        task = self._tasks[stage]
-        if stage != "images" and done < self._progress.tasks[self._progress.task_ids.index(task)].completed:
-            self._progress.reset(task, total=total)  # the stage begins again, for the next image
-        self._progress.update(task, completed=done, total=total)

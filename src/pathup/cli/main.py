@@ -18,8 +18,9 @@ from pathup.errors import PathUpError, unknown
 
 VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
-    "train": "Train an autoencoder or a diffusion model on tiles.",
+    "train": "Train an autoencoder, a diffusion model or a tissue encoder on tiles.",
     "generate": "Synthesise large tissue images, or single tiles, from a trained model.",
+    "evaluate": "Measure synthetic tiles and images beside real ones.",
     "export": "Copy a trained model to pass on, in half the size if wanted.",
 }
 """Verb to its line in ``pathup --help``, in the order in which they are used; each is `pathup.cli.VERB`."""
@@ -96,8 +97,8 @@ def pathup(
 ) -> None:
     """Synthesise large histopathology images, conditioned on lesion class and spatial level.
 
-    The usual way: cut labelled regions or slides into tiles (pathup tiles), train on them (pathup train), and
-    grow large images from the trained model (pathup generate). 'pathup VERB --help' tells more about each.
+    The usual way: cut labelled regions or slides into tiles (pathup tiles), train on them (pathup train), grow large
+    images from the trained model (pathup generate), and measure them beside real ones (pathup evaluate). 'pathup VERB --help' tells more about each.
     """
 
 

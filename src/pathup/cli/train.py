@@ -1,4 +1,4 @@
-"""`pathup train`: the autoencoder, and the diffusion model (patho-align)."""
+"""`pathup train`: the autoencoder, the diffusion model (patho-align), and the encoder that tiles are compared by."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train the autoencoder or the diffusion model.")
+app = typer.Typer(no_args_is_help=True, help="Train the autoencoder, the diffusion model or the tissue encoder.")
 
 
 @app.callback()
 def train() -> None:
-    """Train the autoencoder or the diffusion model."""
+    """Train the autoencoder, the diffusion model or the tissue encoder."""
 
 
 Tiles = Annotated[Path, typer.Option(help="Folder that 'pathup tiles' wrote.")]
@@ -124,3 +124,32 @@ def diffusion(
         gradient_checkpointing=gradient_checkpointing,
     )
     typer.echo(f"model written to {folder}")
+
+
+@app.command()
+def encoder(
+    tiles: Tiles,
+    output: Output,
+    recipe: RecipeName = "atlas",
+    resume: Resume = False,
+    steps: Steps = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    cpu: Cpu = False,
+    workers: Workers = 0,
+    wandb: Wandb = None,
+) -> None:
+    """Train a tissue encoder: the features by which 'pathup evaluate' compares tiles, where no other is at hand."""
+    from pathup.training.runs import train_encoder
+
+    folder = train_encoder(
+        tiles,
+        output,
+        recipe,
+        resume=resume,
+        changes={"steps": steps, "seed": seed, "precision": precision},
+        cpu=cpu,
+        workers=workers,
+        wandb_project=wandb,
+    )
+    typer.echo(f"encoder written to {folder}")

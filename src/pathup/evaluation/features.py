@@ -1,47 +1,53 @@
-"""Features of tiles: a frozen network with weights from a local file, on colour or on grey pixels."""
+"""Features of tiles, on colour or on grey pixels, kept by what they were made of.
+
+A kept file is named by a SHA-256 over the encoder's weights and input, the view, and the content of every image in
+order: a file that changed, another network or another order never meets features of something else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.numpy import load_file, save_file
 
 from pathup import storage
 from pathup.errors import PathUpError
+from pathup.evaluation.encoders import Encoder
 from pathup.slides.images import read_image
 
-__all__ = ["GREY_DEVIATION", "INPUT_PX", "RESIZE_FILTER", "VIEWS", "Extractor", "View", "load_extractor", "prepared"]
+__all__ = ["GREY_DEVIATION", "GREY_RULE", "VIEWS", "View", "default_cache", "extract", "kept_features", "seen"]
 
 View = Literal["colour", "grey"]
 VIEWS: tuple[View, ...] = get_args(View)
 
-INPUT_PX = 224
-"""Side of what the network sees."""
-
-RESIZE_FILTER = "bicubic (Pillow, with antialiasing)"
 GREY_DEVIATION = 0.45
-"""Standard deviation of a grey tile after normalising, of a range of [-1, 1]: about that of natural photographs, which
-the network was trained on. Values beyond 2.2 deviations are clipped."""
+"""Standard deviation of a grey tile after normalising, of a range of [-1, 1]: about that of natural photographs. Values
+beyond 2.2 deviations are clipped."""
+
+GREY_RULE = f"BT.601 luminance, each tile to mean 0 and deviation {GREY_DEVIATION} of [-1, 1], clipped, before resizing"
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, which JPEG uses as well
-_ARCHITECTURE: dict[str, Any] = {"model_name": "mobilenetv2_035", "num_classes": 0, "pad_type": "same", "bn_eps": 1e-3}
+
+Progress = Callable[[int, int], None]
 
 
-def prepared(pixels_HWC: np.ndarray, view: View, *, side: int = INPUT_PX) -> torch.Tensor:
-    """A tile as the network sees it: float32, (3, side, side), in [-1, 1].
+def seen(pixels_HWC: np.ndarray, view: View) -> np.ndarray:
+    """A tile in a view: uint8 RGB, of the same size.
 
-    ``colour``: resized, and scaled from 0..255 to [-1, 1].
-
-    ``grey``: luminance (0.299 R + 0.587 G + 0.114 B), resized; then, tile by tile, the mean is taken off, the standard
-    deviation is set to `GREY_DEVIATION`, values are clipped to [-1, 1] and repeated in three channels. Stain,
-    brightness and contrast are then the same in all tiles; a tile without any contrast is 0 everywhere.
+    ``colour`` is the tile itself. ``grey``: luminance (0.299 R + 0.587 G + 0.114 B); then, tile by tile, the mean is
+    taken off, the standard deviation set to `GREY_DEVIATION` of [-1, 1], values clipped, brought to 0..255 and repeated
+    in three channels. Stain, brightness and contrast are then the same in all tiles; a tile without any contrast is
+    mid-grey everywhere.
 
     Parameters
     ----------
@@ -49,99 +55,125 @@ def prepared(pixels_HWC: np.ndarray, view: View, *, side: int = INPUT_PX) -> tor
         uint8 RGB.
     """
     if view == "colour":
-        resized = Image.fromarray(pixels_HWC).resize((side, side), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(resized, np.float32)).permute(2, 0, 1) / 127.5 - 1
-    luminance = pixels_HWC.astype(np.float32) @ _LUMINANCE
-    grey = np.asarray(Image.fromarray(luminance).resize((side, side), Image.Resampling.BICUBIC))
-    centred = grey - grey.mean()
-    deviation = float(centred.std())
-    if deviation < 1e-3:  # of 255: rounding, not tissue
-        return torch.zeros(3, side, side)
-    scaled = np.clip(centred * (GREY_DEVIATION / deviation), -1, 1)
-    return torch.from_numpy(scaled).expand(3, -1, -1).clone()
+        return pixels_HWC
+    grey = pixels_HWC.astype(np.float32) @ _LUMINANCE
+    grey -= grey.mean()
+    deviation = float(grey.std())
+    scale = GREY_DEVIATION / deviation if deviation >= 1e-3 else 0.0  # of 255: rounding, not tissue
+    scaled = np.clip(grey * scale, -1, 1)
+    return np.repeat(((scaled + 1) * 127.5).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A frozen network and where it came from.
-
-    Attributes
-    ----------
-    name
-        What a result calls it.
-    sha256
-        Of the weights' file.
-    network
-        Takes (B, 3, 224, 224) in [-1, 1], gives (B, D).
-    """
-
-    name: str
-    sha256: str
-    network: Callable[[torch.Tensor], torch.Tensor]
-
-    @torch.inference_mode()
-    def features(
-        self,
-        files: Sequence[Path],
-        view: View,
-        *,
-        batch_size: int = 32,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> np.ndarray:
-        """Features of image files, float64 (N, D), in their order.
-
-        Raises
-        ------
-        PathUpError
-            A file is missing, damaged or not 8-bit RGB; or `files` is empty.
-        """
-        if not files:
-            raise PathUpError("there are no tiles to take features of")
-        rows = []
-        for first in range(0, len(files), batch_size):
-            batch = [prepared(read_image(file), view) for file in files[first : first + batch_size]]
-            rows.append(self.network(torch.stack(batch)).double().cpu().numpy())
-            if progress is not None:
-                progress(min(first + batch_size, len(files)), len(files))
-        return np.concatenate(rows)
-
-    def described(self) -> dict[str, Any]:
-        """What a result file says of the features."""
-        return {
-            "network": self.name,
-            "weights_sha256": self.sha256,
-            "input_px": INPUT_PX,
-            "resize_filter": RESIZE_FILTER,
-            "grey": f"BT.601 luminance, each tile to mean 0 and deviation {GREY_DEVIATION}, clipped to [-1, 1]",
-        }
-
-
-def load_extractor(weights: Path) -> Extractor:
-    """MobileNetV2-0.35 (timm's ``mobilenetv2_035``) with its weights from a safetensors file; nothing is fetched.
+def extract(
+    encoder: Encoder,
+    files: Sequence[Path],
+    view: View = "colour",
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Features of image files, float32 (N, D), in their order. Files are read ahead, a few batches at most.
 
     Raises
     ------
     PathUpError
-        The file is missing or not of this network, or timm cannot be imported.
+        A file is missing, damaged or not 8-bit RGB; sizes differ where the network resizes by itself; there are no
+        files; or a feature is not a finite number.
     """
-    if not weights.is_file():
-        raise PathUpError(f"weights {weights} do not exist; a safetensors file of timm's mobilenetv2_035 was needed")
-    try:
-        state = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise PathUpError(f"{weights} is not a readable safetensors file ({error})") from error
-    try:
-        import timm
-    except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+    if not files:
+        raise PathUpError("there are no tiles to take features of")
+    rows: list[np.ndarray] = []
+    done = 0
+    for batch in _read_ahead(files, batch_size, lambda file: encoder.prepared(seen(read_image(file), view))):
+        if any(tile.shape != batch[0].shape for tile in batch):
+            sizes = sorted({f"{tile.shape[2]} x {tile.shape[1]}" for tile in batch})
+            raise PathUpError(f"tiles of mixed sizes ({', '.join(sizes)} px) cannot be compared; cut them to one size")
+        rows.append(encoder.features(torch.stack(batch)))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(files))
+    features = np.concatenate(rows)
+    wrong = np.flatnonzero(~np.isfinite(features).all(1))
+    if wrong.size:
         raise PathUpError(
-            f"timm cannot be imported ({' '.join(str(error).split())}); install it with: pip install 'pathup[evaluate]'"
-            f", and a torchvision of the same build as torch {torch.__version__}"
-        ) from error
-    network = timm.create_model(**_ARCHITECTURE)
+            f"{encoder.name} gave features that are no finite numbers for {wrong.size} of {len(files)} tiles (the first: "
+            f"{files[wrong[0]]}); check its weights"
+        )
+    return features
+
+
+def _read_ahead(
+    files: Sequence[Path], batch_size: int, read: Callable[[Path], torch.Tensor]
+) -> Iterator[list[torch.Tensor]]:
+    waiting = iter(files)
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(read, file) for file in islice(waiting, 3 * batch_size)]
+        try:
+            while ahead:
+                batch = [future.result() for future in ahead[:batch_size]]
+                ahead = ahead[batch_size:] + [pool.submit(read, file) for file in islice(waiting, batch_size)]
+                yield batch
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def default_cache() -> Path:
+    """Where features are kept: ``PATHUP_CACHE``, or ``pathup`` in the user's cache folder."""
+    base = os.environ.get("PATHUP_CACHE")
+    if base:
+        return Path(base) / "features"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pathup" / "features"
+
+
+def content_hashes(files: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file.
+
+    Raises
+    ------
+    PathUpError
+        A file cannot be read.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            return list(pool.map(storage.sha256_file, files))
+        except OSError as error:
+            raise PathUpError(f"{error.filename} cannot be read ({error.strerror}); it is listed but not there") from None
+
+
+def kept_features(
+    encoder: Encoder,
+    files: Sequence[Path],
+    view: View = "colour",
+    *,
+    cache: Path | None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """`extract`, or what it gave before for the same encoder, view and file contents in this order.
+
+    Parameters
+    ----------
+    cache
+        The folder of kept features; None keeps and looks for nothing. A damaged file in it is made anew; a full disk
+        only means that nothing is kept.
+    """
+    if cache is None:
+        return extract(encoder, files, view, progress=progress)
+    rule = GREY_RULE if view == "grey" else ""
+    told = json.dumps([encoder.described(), view, rule, content_hashes(files)], sort_keys=True)
+    path = cache / f"{hashlib.sha256(told.encode()).hexdigest()}.safetensors"
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise PathUpError(
-            f"{weights} does not fit timm's mobilenetv2_035 without its classifier; name other weights"
-        ) from error
-    return Extractor("timm mobilenetv2_035, pooled", storage.sha256_file(weights), network.eval().requires_grad_(False))
+        features: np.ndarray = load_file(path)["features"]
+        if len(features) == len(files):
+            if progress is not None:
+                progress(len(files), len(files))
+            return features
+    except (SafetensorError, OSError, KeyError):
+        pass  # not there, or not whole
+    features = extract(encoder, files, view, progress=progress)
+    try:
+        with storage.atomic_path(path) as temporary:
+            save_file({"features": features}, temporary)
+    except PathUpError:
+        return features
+    return features

@@ -297,6 +297,30 @@ class DiffusionRecipe(Section):
     seed: int = Field(0, description="of weights, order, noise and timesteps")
 
 
+class EncoderRecipe(Section):
+    """The tissue encoder, by whose features tiles are compared, and its training."""
+
+    channels: list[Positive] = Field(
+        [48, 96, 192, 384], min_length=4, max_length=4, description="of the four stages; the last two are the features"
+    )
+    steps: Positive = Field(8000, description="optimiser steps of the whole run")
+    batch_size: Positive = Field(64, description="tiles a step")
+    learning_rate: float = Field(2e-3, gt=0, description="AdamW's; it falls to 0 over the second half")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's")
+    warmup_steps: int = Field(200, ge=0, description="the first steps, over which the learning rate rises linearly")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the classes and regions to be named")
+    region_weight: float = Field(0.5, ge=0, description="weight of naming the region, beside naming class and level")
+    degraded_share: float = Field(
+        0.5, ge=0, le=1, description="share of tiles that are blurred, compressed and so on, 0 to 1"
+    )
+    grey_share: float = Field(0.25, ge=0, le=1, description="share of tiles that are grey and normalised, 0 to 1")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights, which are the ones written out")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")
+    checkpoint_every: Positive = Field(500, description="steps between checkpoints")
+    log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
+    seed: int = Field(0, description="of weights, order, orientations and degradations")
+
+
 class SamplingRecipe(Section):
     """How images are drawn; saved with the model as its defaults."""
 
@@ -335,6 +359,7 @@ class Recipe(Section):
     model: ModelRecipe = Field(description="what is built when training from scratch, and the prompt")
     autoencoder: AutoencoderRecipe = Field(description="for those without a pretrained one")
     diffusion: DiffusionRecipe = Field(description="patho-align training")
+    encoder: EncoderRecipe = Field(EncoderRecipe(), description="the network that tiles are compared by")
     sampling: SamplingRecipe = Field(description="how images are drawn")
 
     @model_validator(mode="after")

@@ -178,7 +178,7 @@ class TileFolder:
                 why = "is listed twice" if record.file_name in seen else "leads out of the folder"
                 raise PathUpError(f"{where}: file_name '{record.file_name}' {why}; make the tiles again")
             seen.add(record.file_name)
-            size = _tile_size(self.path(index))
+            size = tile_size(self.path(index))
             if size != (side, side):
                 raise PathUpError(
                     f"tile {self.path(index)} is {size[0]} x {size[1]} px, but recipe '{self.recipe.name}' has tiles "
@@ -228,7 +228,7 @@ def _record(row: Any, where: str) -> TileRecord:
     return TileRecord(**{name: row[name] for name in names})
 
 
-def _tile_size(path: Path) -> tuple[int, int]:
+def tile_size(path: Path) -> tuple[int, int]:
     """Width and height from the header. An 8-bit RGB PNG's is read directly: folders hold many tiles."""
     try:
         with path.open("rb") as handle:

@@ -99,6 +99,34 @@ def train_autoencoder(
     return trainer.run(workers=workers)
 
 
+def train_encoder(
+    tiles: Path,
+    output: Path,
+    recipe_name: str,
+    *,
+    resume: bool,
+    changes: dict[str, Any],
+    cpu: bool,
+    workers: int,
+    wandb_project: str | None,
+) -> Path:
+    """Run `pathup train encoder`; returns the encoder's folder."""
+    from pathup.training.encoder import EncoderTrainer
+
+    ask_for_repeatable_kernels()
+    recipe = changed_recipe(load_recipe(recipe_name), "encoder", changes)
+    data = TileFolder.load(tiles, "train", recipe)
+    identity = {
+        "recipe": recipe.encoder.model_dump(mode="json", exclude=FREE_TO_CHANGE),
+        "tiles": data.fingerprint(),
+    }
+    trainer = EncoderTrainer(recipe, data, output, cpu=cpu, wandb_project=wandb_project)
+    if trainer.accelerator.device.type == "cpu":
+        keep_freed_memory()
+    claim_folder(output, "train encoder", identity, resume=resume)
+    return trainer.run(workers=workers)
+
+
 def train_diffusion(
     tiles: Path,
     output: Path,
