@@ -5,38 +5,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
 
+from pathup import storage
 from pathup.errors import PathUpError
-from pathup.evaluation.features import GREY_DEVIATION, VIEWS, Extractor, load_extractor, prepared
-from tests.tiles.made import SHARED, save, tissue
-
-WEIGHTS = SHARED / "data" / "weights" / "mobilenetv2_035.safetensors"
-
-
-def _timm_is_there() -> bool:
-    try:
-        import timm  # noqa: F401
-    except (ImportError, RuntimeError, OSError):  # a torchvision of another build than torch raises RuntimeError
-        return False
-    return True
+from pathup.evaluation.encoders import Encoder
+from pathup.evaluation.features import GREY_DEVIATION, VIEWS, content_hashes, extract, kept_features, seen
+from tests.tiles.made import save, tissue
 
 
-needs_timm = pytest.mark.skipif(not _timm_is_there(), reason="timm, or a torchvision that fits torch, is not installed")
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"the weights are not at hand ({WEIGHTS})")
+def means(calls: list[int] | None = None, sha256: str = "0" * 64) -> Encoder:
+    """An encoder whose features are the mean colour in 0..255; counts its calls."""
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        if calls is not None:
+            calls.append(len(pixels))
+        return pixels.float().mean((2, 3))
+
+    return Encoder("mean colour", sha256, 32, "none", network, resizes=True)
 
 
-def test_colour_is_the_resized_pixels_between_minus_one_and_one() -> None:
-    flat = np.zeros((40, 40, 3), np.uint8)
-    flat[...] = (255, 0, 51)
-    seen = prepared(flat, "colour")
-    assert seen.shape == (3, 224, 224) and seen.dtype == torch.float32
-    # 51 of 255 is a fifth: 2 / 5 - 1
-    torch.testing.assert_close(seen.mean((1, 2)), torch.tensor([1.0, -1.0, -0.6]), atol=1e-6, rtol=0)
-    same = tissue(224, 224)  # of the network's own size: nothing is resampled
-    restored = ((prepared(same, "colour") + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    assert np.array_equal(restored, same)
+def test_colour_is_the_tile_itself() -> None:
+    tile = tissue(20, 20)
+    assert np.array_equal(seen(tile, "colour"), tile)
 
 
 def test_grey_takes_away_stain_brightness_and_contrast() -> None:
@@ -45,58 +38,82 @@ def test_grey_takes_away_stain_brightness_and_contrast() -> None:
     pale = np.stack([200 + 4 * tones] * 3, -1).astype(np.uint8)
     dark = np.stack([20 + 30 * tones] * 3, -1).astype(np.uint8)
     pink = np.stack([100 + 30 * tones, 60 + 0 * tones, 90 + 20 * tones], -1).astype(np.uint8)
-    expected = prepared(pale, "grey")
+    expected = seen(pale, "grey").astype(int)
     for other in (dark, pink):
-        torch.testing.assert_close(prepared(other, "grey"), expected, atol=1e-4, rtol=0)
-    assert expected[0].equal(expected[1]) and expected[0].equal(expected[2])
-    assert expected.abs().max() <= 1
-    assert abs(float(expected.mean())) < 0.01  # clipping moves it a little
-    assert float(expected.std()) == pytest.approx(GREY_DEVIATION, rel=0.05)
-    assert not prepared(pale, "colour").allclose(prepared(dark, "colour"), atol=0.1)
+        assert np.abs(seen(other, "grey").astype(int) - expected).max() <= 1  # rounding to 8 bits
+    assert (expected[..., 0] == expected[..., 1]).all() and (expected[..., 0] == expected[..., 2]).all()
+    assert abs(expected.mean() - 127.5) < 2  # clipping moves it a little
+    assert expected.std() / 127.5 == pytest.approx(GREY_DEVIATION, rel=0.05)
 
 
-def test_a_tile_without_contrast_is_zero_and_not_noise() -> None:
-    assert prepared(np.full((32, 32, 3), 231, np.uint8), "grey").eq(0).all()
+@given(st.integers(0, 255))
+def test_a_tile_without_contrast_is_mid_grey_and_not_noise(tone: int) -> None:
+    assert set(np.unique(seen(np.full((16, 16, 3), tone, np.uint8), "grey"))) == {128}
 
 
 def test_features_come_in_the_files_order_whatever_the_batch(tmp_path: Path) -> None:
     files = [save(tmp_path / f"{i}.png", tissue(32, 32, seed=i)) for i in range(5)]
-    means = Extractor("mean colour", "none", lambda seen: seen.mean((2, 3)))
     calls: list[tuple[int, int]] = []
     for view in VIEWS:
-        whole = means.features(files, view)
-        parts = means.features(files, view, batch_size=2, progress=lambda *call: calls.append(call))
-        assert whole.shape == (5, 3) and np.allclose(whole, parts)
+        whole = extract(means(), files, view)
+        parts = extract(means(), files, view, batch_size=2, progress=lambda *call: calls.append(call))
+        assert whole.shape == (5, 3) and whole.dtype == np.float32 and np.allclose(whole, parts)
+        one_by_one = [seen(np.asarray(Image.open(file)), view).mean((0, 1)) for file in files]
+        assert np.allclose(whole, one_by_one, atol=1e-3)
     assert calls == [(2, 5), (4, 5), (5, 5)] * 2
-    assert np.allclose(means.features(files[3:4], "colour")[0], means.features(files, "colour")[3])
+
+
+def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(PathUpError, match="no tiles"):
-        means.features([], "grey")
+        extract(means(), [], "grey")
     Image.fromarray(tissue(8, 8)).convert("L").save(tmp_path / "grey.png")
     with pytest.raises(PathUpError, match="greyscale image, but 8-bit RGB was needed"):
-        means.features([tmp_path / "grey.png"], "colour")
+        extract(means(), [tmp_path / "grey.png"])
+    mixed = [save(tmp_path / f"{side}.png", tissue(side, side)) for side in (8, 16)]
+    with pytest.raises(PathUpError, match=r"mixed sizes \(16 x 16, 8 x 8 px\)"):
+        extract(means(), mixed)
+    broken = Encoder("broken", "0", 8, "none", lambda pixels: pixels.float().mean((2, 3)) / 0, resizes=True)
+    with pytest.raises(PathUpError, match=r"broken gave features that are no finite numbers for 1 of 1 tiles.*8\.png"):
+        extract(broken, mixed[:1])
 
 
-def test_missing_or_broken_weights_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(PathUpError, match="do not exist"):
-        load_extractor(tmp_path / "none.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"not this")
-    with pytest.raises(PathUpError, match="not a readable safetensors file"):
-        load_extractor(tmp_path / "broken.safetensors")
+def test_kept_features_are_used_until_a_file_the_order_the_view_or_the_weights_change(tmp_path: Path) -> None:
+    files = [save(tmp_path / "tiles" / f"{i}.png", tissue(32, 32, seed=i)) for i in range(3)]
+    calls: list[int] = []
+    cache = tmp_path / "cache"
+    first = kept_features(means(calls), files, cache=cache)
+    assert np.array_equal(kept_features(means(calls), files, cache=cache), first) and calls == [3]
+    moved = [file.rename(file.with_name(f"moved{file.name}")) for file in files]
+    assert np.array_equal(kept_features(means(calls), moved, cache=cache), first) and calls == [3]  # content, not names
+    assert np.array_equal(kept_features(means(calls), moved[::-1], cache=cache), first[::-1]) and calls == [3] * 2
+    kept_features(means(calls, "1" * 64), moved, cache=cache)
+    kept_features(means(calls), moved, "grey", cache=cache)
+    save(moved[0], tissue(32, 32, seed=9))
+    assert not np.array_equal(kept_features(means(calls), moved, cache=cache)[0], first[0])
+    assert calls == [3] * 5
+    kept_features(means(calls), moved, cache=None)
+    assert calls == [3] * 6
 
 
-@needs_timm
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(PathUpError, match="does not fit timm's mobilenetv2_035"):
-        load_extractor(tmp_path / "other.safetensors")
+def test_a_damaged_kept_file_is_made_anew_and_a_full_disk_only_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [save(tmp_path / "tiles" / "0.png", tissue(32, 32))]
+    cache = tmp_path / "cache"
+    first = kept_features(means(), files, cache=cache)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:20])
+    assert np.array_equal(kept_features(means(), files, cache=cache), first) and kept.read_bytes() == whole
+
+    def full(target: Path) -> None:
+        raise PathUpError("the disk is full")
+
+    monkeypatch.setattr(storage, "atomic_path", full)
+    kept.unlink()
+    assert np.array_equal(kept_features(means(), files, cache=cache), first) and not list(cache.iterdir())
 
 
-@needs_timm
-@needs_weights
-def test_the_real_network_gives_1280_features_that_tell_tiles_apart(tmp_path: Path) -> None:
-    extractor = load_extractor(WEIGHTS)
-    files = [save(tmp_path / f"{i}.png", tissue(64, 64, seed=i)) for i in range(2)]
-    features = extractor.features(files, "colour")
-    assert features.shape == (2, 1280)  # MobileNetV2's head, as the weights' note says
-    assert np.isfinite(features).all() and not np.allclose(features[0], features[1])
-    assert len(extractor.described()["weights_sha256"]) == 64
+def test_a_file_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(PathUpError, match=r"gone.png cannot be read"):
+        content_hashes([tmp_path / "gone.png"])

@@ -94,3 +94,18 @@ def test_what_cannot_be_a_grid_is_one_sentence() -> None:
         WindowGrid(40, 40, 16, 16)
     with pytest.raises(IndexError):
         WindowGrid(16, 16, 16, 8)[1]
+
+
+def test_lines_are_where_the_windows_change():
+    grid = WindowGrid(40, 56, 16, 8)
+    assert grid.lines(weighted=True) == ([8, 16, 24, 32, 40, 48], [8, 16, 24, 32])
+    # centres at 7.5, 15.5, ...: nearest from 12 on, 20 on, ...
+    assert grid.lines(weighted=False) == ([12, 20, 28, 36, 44], [12, 20, 28])
+    xs, ys = grid.lines(weighted=False)
+    shares = [grid.weight(index, weighted=False) for index in range(len(grid))]
+    owner = torch.zeros(40, 56)
+    for index, share in enumerate(shares):
+        owner[grid[index]] += share * index
+    assert [x for x in range(1, 56) if (owner[:, x] != owner[:, x - 1]).any()] == xs
+    assert [y for y in range(1, 40) if (owner[y] != owner[y - 1]).any()] == ys
+    assert WindowGrid(16, 16, 16, 8).lines(weighted=True) == ([], [])

@@ -174,6 +174,18 @@ def test_an_autoencoder_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_
     same_tensors(tmp_path / "whole/autoencoder", tmp_path / "killed/autoencoder")
 
 
+def test_an_encoder_run_killed_again_and_again_ends_like_an_unbroken_one(tmp_path, tiny_tiles):
+    # tiny: a checkpoint every 2 steps
+    line = command("encoder", "--tiles", tiny_tiles, "--steps", 8)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
+    killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=2)
+    whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "killed"))
+    assert whole is not None and killed is not None
+    assert len(same_tensors(whole.folder, killed.folder)) == 3
+    same_tensors(tmp_path / "whole/encoder", tmp_path / "killed/encoder")
+
+
 def test_a_trained_folder_loads_as_pathup_and_as_stable_diffusion(tmp_path, tiny_tiles, tiny_autoencoder):
     from diffusers import StableDiffusionPipeline
 

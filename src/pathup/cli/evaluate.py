@@ -49,7 +49,7 @@ def evaluate(
     ] = None,
     count: Annotated[int, typer.Option(min=2, help="Most tiles on each side of a comparison.")] = 10_000,
     crop: Annotated[
-        int | None, typer.Option(min=8, help="Compare random crops of this side, in pixels, of images larger than that.")
+        int | None, typer.Option(min=8, help="Compare random crops of this side, in pixels, of larger images.")
     ] = None,
     crops: Annotated[int, typer.Option(min=1, help="How many crops of each set.")] = 1000,
     mpp: Annotated[
@@ -58,8 +58,8 @@ def evaluate(
     grid: Annotated[
         str | None,
         typer.Option(
-            help="Window grid of large images: PITCH or PITCH+OFFSET in pixels. [default: the one that 'pathup generate' "
-            "recorded; otherwise it is searched for]"
+            help="Window grid of large images: PITCH or PITCH+OFFSET in pixels. [default: the one that "
+            "'pathup generate' recorded; otherwise it is searched for]"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,

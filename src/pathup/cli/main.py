@@ -98,7 +98,8 @@ def pathup(
     """Synthesise large histopathology images, conditioned on lesion class and spatial level.
 
     The usual way: cut labelled regions or slides into tiles (pathup tiles), train on them (pathup train), grow large
-    images from the trained model (pathup generate), and measure them beside real ones (pathup evaluate). 'pathup VERB --help' tells more about each.
+    images from the trained model (pathup generate), and measure them beside real ones (pathup evaluate).
+    'pathup VERB --help' tells more about each.
     """
 
 

@@ -44,6 +44,7 @@ class Bars:
         self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that a stage has come to `done` of `total`."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         task = self._tasks[stage]

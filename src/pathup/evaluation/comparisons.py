@@ -95,7 +95,8 @@ def comparisons(
     levels = {level for level, _ in real.cells()}
     if None not in levels and len(levels) > 1 and None in synthetic.levels:
         raise PathUpError(
-            f"the real tiles are of levels {', '.join(sorted(map(str, levels)))}, but the {synthetic.name} ones do not say "
+            f"the real tiles are of levels {', '.join(sorted(map(str, levels)))}, but the {synthetic.name} ones do "
+            "not say "
             "of which; name it with --level"
         )
     cells = synthetic.cells()

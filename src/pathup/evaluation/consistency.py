@@ -126,7 +126,8 @@ def consistency(
         missing = sorted(set(synthetic.labels) - set(known.labels), key=str)
         if missing:
             raise PathUpError(
-                f"the synthetic tiles are of class {', '.join(map(str, missing))}, of which there are no real {name} tiles; "
+                f"the synthetic tiles are of class {', '.join(map(str, missing))}, of which there are no real {name} "
+                "tiles; "
                 "cut regions of it, or leave the class out"
             )
     train = capped(train, cap, seed, "train")
@@ -152,7 +153,8 @@ def consistency(
         "chance": 1 / len(labels),
         "cap_a_class": cap,
         "counts": {
-            name: dict(sorted(Counter(map(str, tiles.labels)).items())) for name, tiles in {"train": train, **sets}.items()
+            name: dict(sorted(Counter(map(str, tiles.labels)).items()))
+            for name, tiles in {"train": train, **sets}.items()
         },
         "views": views,
     }

@@ -109,8 +109,9 @@ def cut_crops(
         if progress is not None:
             progress(len(rows), count)
     if not rows:
-        raise PathUpError(f"no tissue was found in {path} ({len(images)} images, at least {MIN_TISSUE:.0%} of a crop was "
-                          "needed)")  # fmt: skip
+        raise PathUpError(
+            f"no tissue was found in {path} ({len(images)} images, at least {MIN_TISSUE:.0%} of a crop was needed)"
+        )
     storage.write_text(target / METADATA_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return target
 
@@ -131,7 +132,8 @@ def _crops_of(
     left, top, width, height = reader.bounds
     if width < field[0] or height < field[1]:
         raise PathUpError(
-            f"{reader.path} is {width} x {height} px, smaller than a crop of {field[0]} x {field[1]} px; ask for smaller "
+            f"{reader.path} is {width} x {height} px, smaller than a crop of {field[0]} x {field[1]} px; ask for "
+            "smaller "
             "crops with --crop"
         )
     rows: list[dict[str, Any]] = []

@@ -145,7 +145,9 @@ def _settings(name: str, text: str) -> dict[str, Any]:
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
-            raise PathUpError(f"features '{name}': '{part}' is not understood; KEY=VALUE was needed, as in weights=FILE")
+            raise PathUpError(
+                f"features '{name}': '{part}' is not understood; KEY=VALUE was needed, as in weights=FILE"
+            )
         settings[key.strip()] = value if key.strip() == "weights" else yaml.safe_load(value)
     return settings
 
@@ -188,7 +190,9 @@ def _fidelity_encoder(base: str, weights: str | None, device: torch.device) -> E
     try:
         network = kind(base, [layer], feature_extractor_weights_path=stream).to(device)
     except RuntimeError as error:
-        raise PathUpError(f"{file} does not fit torch-fidelity's {base} ({_short(error)}); name other weights") from error
+        raise PathUpError(
+            f"{file} does not fit torch-fidelity's {base} ({_short(error)}); name other weights"
+        ) from error
     return Encoder(
         f"torch-fidelity {base}, {layer}", storage.sha256_file(file), kind.INPUT_IMAGE_SIZE, _BILINEAR_TF,
         lambda pixels: network(pixels)[0], resizes=True, literature=frozenset(known), device=device,
@@ -204,7 +208,8 @@ def _found_or_fetched(base: str, url: str) -> Path:
                 torch.hub.download_url_to_file(url, str(temporary), progress=True)
         except (OSError, PathUpError) as error:
             raise PathUpError(
-                f"the weights of {base} are neither at {target} nor could they be fetched from {url} ({_short(error)}); "
+                f"the weights of {base} are neither at {target} nor could they be fetched from {url} "
+                f"({_short(error)}); "
                 f"fetch them elsewhere and name the file with --features {base},weights=FILE, or use --features atlas"
             ) from error
     return target

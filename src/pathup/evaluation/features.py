@@ -96,7 +96,8 @@ def extract(
     wrong = np.flatnonzero(~np.isfinite(features).all(1))
     if wrong.size:
         raise PathUpError(
-            f"{encoder.name} gave features that are no finite numbers for {wrong.size} of {len(files)} tiles (the first: "
+            f"{encoder.name} gave features that are no finite numbers for {wrong.size} of {len(files)} tiles (the "
+            "first: "
             f"{files[wrong[0]]}); check its weights"
         )
     return features
@@ -138,7 +139,9 @@ def content_hashes(files: Sequence[Path]) -> list[str]:
         try:
             return list(pool.map(storage.sha256_file, files))
         except OSError as error:
-            raise PathUpError(f"{error.filename} cannot be read ({error.strerror}); it is listed but not there") from None
+            raise PathUpError(
+                f"{error.filename} cannot be read ({error.strerror}); it is listed but not there"
+            ) from None
 
 
 def kept_features(

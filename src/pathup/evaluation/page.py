@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -15,7 +15,7 @@ __all__ = ["page"]
 _BOLD, _ITALIC, _CODE = re.compile(r"\*\*(.+?)\*\*"), re.compile(r"(?<!\*)\*([^*]+)\*(?!\*)"), re.compile(r"`([^`]+)`")
 
 
-def page(title: str, markdown: str, pictures: dict[str, Sequence[tuple[Path, str]]]) -> str:
+def page(title: str, markdown: str, pictures: Mapping[str, Sequence[tuple[Path, str]]]) -> str:
     """The page: `markdown` with the pictures of each section at its end.
 
     Parameters
@@ -40,7 +40,8 @@ def page(title: str, markdown: str, pictures: dict[str, Sequence[tuple[Path, str
 def _picture(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     alt = html.escape(caption, quote=True)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{_inline(caption)}</figcaption></figure>'
+    image = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
+    return f"<figure>{image}<figcaption>{_inline(caption)}</figcaption></figure>"
 
 
 def _inline(text: str) -> str:

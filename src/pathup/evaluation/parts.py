@@ -28,7 +28,9 @@ CHECK_WIDTH = 1024
 class FeaturesOf(Protocol):
     """Gives the features of a set in a view."""
 
-    def __call__(self, tiles: TileSet, view: View = "colour") -> np.ndarray: ...
+    def __call__(self, tiles: TileSet, view: View = "colour") -> np.ndarray:
+        """Features (N, D), in the set's order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ def consistency(
     """Accuracy and confusion of a classifier trained on real tiles, a level and network at a time."""
     sets = work.sets
     if sets.train is None or not sets.train.labelled or not sets.real.labelled or not sets.runs[0].labelled:
-        work.notes.append("class consistency was not measured: it needs real training and test tiles and synthetic ones, "
-                          "each of a known class")  # fmt: skip
+        work.notes.append(
+            "class consistency was not measured: it needs real training and test tiles and synthetic ones, each of a "
+            "known "
+            "class"
+        )
         return []
     blocks = []
     for level in work.levels():
@@ -115,14 +120,13 @@ def consistency(
                     view: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
                     for view, values in accuracies.items()
                 }
-            told = {k: v for k, v in encoder.described().items()}
-            block = {"level": level, "features": told, **results[0], "runs": len(results), "spread": spread}
+            block = {"level": level, "features": encoder.described(), **results[0]}
+            block |= {"runs": len(results), "spread": spread}
             blocks.append(block)
             drawn = plots.confusion_plot(block, work.folder / f"confusion_{len(blocks)}.png")
             where = f"level {level}, " if level else ""
-            pictures.setdefault("Class consistency", []).append(
-                (drawn, f"What the classifier takes for what ({where}{encoder.name}): shares of each true class, in percent.")
-            )
+            caption = f"What the classifier takes for what ({where}{encoder.name}): percent of each true class."
+            pictures.setdefault("Class consistency", []).append((drawn, caption))
     return blocks
 
 

@@ -87,12 +87,11 @@ def confusion_plot(block: dict[str, Any], target: Path) -> Path:
     side = 1.1 + 0.42 * len(labels)
     figure = Figure(figsize=(2 * side + 1.2, 2 * side), layout="constrained")
     axes = figure.subplots(2, 2, squeeze=False)
-    image = None
     for line, (view, found) in zip(axes, block["views"].items(), strict=True):
         for axis, (name, title) in zip(line, (("real_test", "real test"), ("synthetic", "synthetic")), strict=True):
             counts = np.array(found[name]["confusion"], float)
             shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+            axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
             for row, column in np.argwhere(shares >= 0.005):
                 colour = "white" if shares[row, column] > 0.55 else "black"
                 text = f"{shares[row, column] * 100:.0f}"
@@ -102,7 +101,7 @@ def confusion_plot(block: dict[str, Any], target: Path) -> Path:
             axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0][0].set_ylabel("true class", fontsize=9)
     axes[1][0].set_xlabel("named class", fontsize=9)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    figure.colorbar(axes[0][0].images[0], ax=axes, shrink=0.6, label="share of the true class")
     return save_figure(figure, target)
 
 

@@ -90,8 +90,8 @@ def fidelity_rows(
     -------
     list of dict
         One a row of the first run: ``name``, ``level``, ``label``, ``counts``, ``matched``; ``runs``: the report of
-        `fidelity` of each run; ``floor``: that of real training tiles in the synthetic ones' place; ``halves``: ``real``
-        and ``synthetic``; ``spread``: mean and standard deviation of each metric over runs (None for one run);
+        `fidelity` of each run; ``floor``: that of real training tiles in the synthetic ones' place; ``halves``:
+        ``real`` and ``synthetic``; ``spread``: mean and standard deviation of each metric over runs (None for one run);
         ``beyond_floor``: metrics of which the synthetic interval lies wholly on the worse side of the floor's;
         ``warnings``. Rows with too few tiles say so and have no figures.
     """
@@ -113,17 +113,17 @@ def fidelity_rows(
         results.append(told)
         if min(len(row.real), len(row.synthetic)) < needed:
             told["warnings"].append(
-                f"there are {len(row.real)} real and {len(row.synthetic)} synthetic tiles; at least {needed} of each were "
+                f"there are {len(row.real)} real and {len(row.synthetic)} synthetic tiles; at least {needed} of each "
+                "were "
                 "needed"
             )
             continue
         for side, (_, rows) in zip(synthetic, runs, strict=True):
             own = next((other for other in rows if (other.level, other.label) == key), None)
             if own is not None and len(own.synthetic) >= needed:
+                regions = sides.real.regions(own.real)
                 told["runs"].append(
-                    fidelity(
-                        sides.real.at(own.real), side.at(own.synthetic), real_groups=sides.real.regions(own.real), **settings
-                    )
+                    fidelity(sides.real.at(own.real), side.at(own.synthetic), real_groups=regions, **settings)
                 )
         if row.train is not None and sides.train is not None and len(row.train) >= needed:
             told["floor"] = fidelity(
@@ -135,7 +135,8 @@ def fidelity_rows(
             )
             if len(row.train) < len(row.synthetic):
                 told["warnings"].append(
-                    f"the floor has {len(row.train)} training tiles beside {len(row.synthetic)} synthetic ones; there are "
+                    f"the floor has {len(row.train)} training tiles beside {len(row.synthetic)} synthetic ones; there "
+                    "are "
                     "no more"
                 )
         if min(len(row.halves[0]), len(row.halves[1]), len(row.synthetic_half)) >= needed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from pathup import __version__, storage
 from pathup.errors import PathUpError, unknown
-from pathup.evaluation import parts
+from pathup.evaluation import large_images, parts, tissue_parts
 from pathup.evaluation.comparisons import Comparison, comparisons
 from pathup.evaluation.crops import MIN_TISSUE, are_tiles, cut_crops, needs_crops
 from pathup.evaluation.encoders import Encoder, load_features
@@ -121,11 +121,11 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Eval
         if "consistency" in wanted:
             results["consistency"] = parts.consistency(work, encoders, features, pictures)
         if "morphology" in wanted:
-            results["morphology"] = parts.morphology(work, pictures)
+            results["morphology"] = tissue_parts.morphology(work, pictures)
         if "copying" in wanted:
-            results["copying"] = parts.copying(work, pictures)
+            results["copying"] = tissue_parts.copying(work, pictures)
         if "seams" in wanted:
-            results["seams"] = parts.seams(work)
+            results["seams"] = large_images.seams(work)
         text = markdown(results)
         storage.write_json(folder / "results.json", results)
         storage.write_text(folder / "results.md", text)
@@ -206,10 +206,7 @@ def _loaded(
     if request.level is None:
         return tiles
     if set(tiles.levels) == {None}:
-        return TileSet(
-            tiles.name, tiles.files, tiles.labels, (request.level,) * len(tiles), tiles.regions, tiles.mpp, tiles.size_px,
-            tiles.source,
-        )  # fmt: skip
+        return replace(tiles, levels=(request.level,) * len(tiles))
     chosen = tiles.of(level=request.level)
     if not len(chosen):
         known = sorted({str(level) for level in tiles.levels})
@@ -249,12 +246,14 @@ def _head(request: EvaluateRequest, sets: Sets) -> dict[str, Any]:
     cropped = [tiles.name for tiles in (sets.real, *sets.runs) if "crops" in tiles.files[0].parts[-3:]]
     if cropped:
         notes.append(
-            f"large images ({', '.join(cropped)}) were compared by random crops of {sets.real.size_px} px with at least "
+            f"large images ({', '.join(cropped)}) were compared by random crops of {sets.real.size_px} px with at "
+            "least "
             f"{MIN_TISSUE:.0%} of tissue, up to {request.crops} a set, drawn by the seed"
         )
     if not sets.rows[0][0].matched:
         notes.append(
-            "class or level of the tiles is not known on both sides, so a difference in the mixture of classes counts as a "
+            "class or level of the tiles is not known on both sides, so a difference in the mixture of classes counts "
+            "as a "
             "difference of the images"
         )
     return {

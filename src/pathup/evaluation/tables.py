@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pathup.evaluation.encoders import NOT_COMPARABLE
 from pathup.evaluation.fidelity import METRICS
 from pathup.evaluation.rows import metric_title
+from pathup.evaluation.text import figure, interval, percent, table
+from pathup.evaluation.tissue_tables import copying_text, morphology_text, seams_text
 
 __all__ = ["markdown"]
 
@@ -24,8 +25,8 @@ def markdown(results: dict[str, Any]) -> str:
     """
     parts = [f"# {title(results)}", "", *setting(results)]
     for part, render in (
-        ("fidelity", _fidelity), ("consistency", _consistency), ("morphology", _morphology), ("copying", _copying),
-        ("seams", _seams),
+        ("fidelity", _fidelity), ("consistency", _consistency), ("morphology", morphology_text),
+        ("copying", copying_text), ("seams", seams_text),
     ):  # fmt: skip
         if results.get(part):
             parts += ["", *render(results)]
@@ -55,33 +56,11 @@ def setting(results: dict[str, Any]) -> list[str]:
     if results["split_by"] == "region":
         lines += [
             "",
-            "The real splits are by region: training and test tiles may come from the same slide, so the floor is lower than "
+            "The real splits are by region: training and test tiles may come from the same slide, so the floor is "
+            "lower than "
             "between patients.",
         ]
     return lines
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """A number to three significant digits."""
-    if value is None:
-        return "-"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def interval(entry: dict[str, Any] | None, scale: float = 1.0) -> str:
-    """A figure with its 95 % interval."""
-    if entry is None:
-        return "-"
-    text = figure(entry["value"] * scale)
-    if entry.get("low") is None:
-        return text
-    return f"{text} ({figure(entry['low'] * scale)} to {figure(entry['high'] * scale)})"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _fidelity(results: dict[str, Any]) -> list[str]:
@@ -92,9 +71,12 @@ def _fidelity(results: dict[str, Any]) -> list[str]:
             "",
             f"### On features of {features['network']}",
             "",
-            f"{features['dimension']} features; tiles resized to {features['input_px']} px, {features['resize_filter']}; "
-            f"weights SHA-256 {features['weights_sha256'][:16]}. In brackets: 95 % intervals. **Floor**: real training tiles "
-            "in the synthetic ones' place, as many and of the same mixture. **Halves**: one half of the real test tiles "
+            f"{features['dimension']} features; tiles resized to {features['input_px']} px, "
+            f"{features['resize_filter']}; "
+            f"weights SHA-256 {features['weights_sha256'][:16]}. In brackets: 95 % intervals. **Floor**: real "
+            "training tiles "
+            "in the synthetic ones' place, as many and of the same mixture. **Halves**: one half of the real test "
+            "tiles "
             "against the other, and as many synthetic tiles against the first half.",
         ]
         for metric in METRICS:
@@ -109,7 +91,8 @@ def _fidelity(results: dict[str, Any]) -> list[str]:
             own = subsets[0]
             lines += [
                 "",
-                f"{metric_title('kid', features['literature'])} over {own['subsets']} subsets of {own['subset_size']} (overall): "
+                f"{metric_title('kid', features['literature'])} over {own['subsets']} subsets of {own['subset_size']} "
+                "(overall): "
                 f"{figure(own['mean'] * 1000)} ± {figure(own['std'] * 1000)}.",
             ]
         check = block.get("torch_fidelity")
@@ -117,11 +100,16 @@ def _fidelity(results: dict[str, Any]) -> list[str]:
             worst = max(entry["relative_difference"] for entry in check.values())
             lines += [
                 "",
-                f"The overall figures were computed by torch-fidelity {results['libraries']['torch-fidelity']} as well, from the "
+                f"The overall figures were computed by torch-fidelity {results['libraries']['torch-fidelity']} as "
+                "well, from the "
                 f"same features: they differ by at most {worst:.1g} (relative).",
             ]
-        for warning in sorted({f"{row['name']}: {w}" for row in block["rows"] for w in row["warnings"]}):
-            lines += ["", f"*{warning}*"]
+        told: dict[str, list[str]] = {}
+        for row in block["rows"]:
+            for warning in row["warnings"]:
+                told.setdefault(warning, []).append(row["name"])
+        for warning, names in told.items():
+            lines += ["", f"*{'; '.join(names)}: {warning}.*"]
     return lines
 
 
@@ -140,16 +128,14 @@ def _fidelity_row(row: dict[str, Any], metric: str, scale: float, runs: int) -> 
     ]  # fmt: skip
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
 def _consistency(results: dict[str, Any]) -> list[str]:
     lines = [
         "## Class consistency",
         "",
-        "A classifier trained on real training tiles names the class of real test tiles and of synthetic ones. Stain alone can "
-        "give a class away, so the view that counts is the grey one (luminance, each tile to the same mean and contrast).",
+        "A classifier trained on real training tiles names the class of real test tiles and of synthetic ones. Stain "
+        "alone can "
+        "give a class away, so the view that counts is the grey one (luminance, each tile to the same mean and "
+        "contrast).",
     ]
     for block in results["consistency"]:
         level = f", level {block['level']}" if block["level"] else ""
@@ -167,31 +153,22 @@ def _consistency(results: dict[str, Any]) -> list[str]:
         lines += table(
             ["view", *block["labels"]],
             (
-                [view, *(f"{_percent(found['real_test']['recall'][label])} / {_percent(found['synthetic']['recall'][label])}"
-                         for label in block["labels"])]
+                [view, *(_recalls(found, label) for label in block["labels"])]
                 for view, found in block["views"].items()
             ),
-        )  # fmt: skip
+        )
         if block.get("spread"):
             told = ", ".join(
-                f"{view} {_percent(own['mean'])} ± {_percent(own['std'])}" for view, own in block["spread"].items()
+                f"{view} {percent(own['mean'])} ± {percent(own['std'])}" for view, own in block["spread"].items()
             )
             lines += ["", f"Accuracy on synthetic tiles over {block['runs']} runs: {told}."]
     return lines
 
 
+def _recalls(found: dict[str, Any], label: str) -> str:
+    return " / ".join(percent(found[name]["recall"][label]) for name in ("real_test", "synthetic"))
+
+
 def _with_interval(found: dict[str, Any], name: str) -> str:
-    text = _percent(found[name])
+    text = percent(found[name])
     return f"{text} ({found['interval'][0]:.1%} to {found['interval'][1]:.1%})" if name == "accuracy" else text
-
-
-def _morphology(results: dict[str, Any]) -> list[str]:
-    return ["## Morphology"]
-
-
-def _copying(results: dict[str, Any]) -> list[str]:
-    return ["## Copying"]
-
-
-def _seams(results: dict[str, Any]) -> list[str]:
-    return ["## Seams"]

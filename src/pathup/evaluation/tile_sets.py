@@ -121,8 +121,9 @@ def recipe_of(folder: Path) -> Recipe:
     """
     path = folder / "recipe.yaml"
     if not path.is_file():
-        raise PathUpError(f"{folder} holds splits of tiles but no recipe.yaml; the folder that 'pathup tiles' wrote was "
-                          "needed")  # fmt: skip
+        raise PathUpError(
+            f"{folder} holds splits of tiles but no recipe.yaml; the folder that 'pathup tiles' wrote was needed"
+        )
     return load_recipe(path)
 
 
@@ -240,8 +241,11 @@ def _one_size(files: Sequence[Path], name: str) -> int:
         if first is None:
             first = size
             if size[0] != size[1]:
-                raise PathUpError(f"{file} is {size[0]} x {size[1]} px, but square tiles were needed; add --crop SIDE to "
-                                  "compare random crops of larger images")  # fmt: skip
+                raise PathUpError(
+                    f"{file} is {size[0]} x {size[1]} px, but square tiles were needed; add --crop SIDE to compare "
+                    "random "
+                    "crops of larger images"
+                )
         elif size != first:
             raise PathUpError(
                 f"the {name} tiles are of mixed sizes: {files[0]} is {first[0]} x {first[1]} px and {file} "
@@ -262,14 +266,16 @@ def check_comparable(real: TileSet, other: TileSet) -> None:
     """
     if real.size_px != other.size_px:
         raise PathUpError(
-            f"the {other.name} tiles are {other.size_px} px wide, but the {real.name} ones {real.size_px}; only tiles of "
+            f"the {other.name} tiles are {other.size_px} px wide, but the {real.name} ones {real.size_px}; only tiles "
+            "of "
             f"one size can be compared (--crop {min(real.size_px, other.size_px)} compares random crops of both)"
         )
     for level in sorted(set(real.levels) & set(other.levels), key=str):
         ours, theirs = real.mpp_of(level), other.mpp_of(level)
         if ours and theirs and abs(theirs / ours - 1) > MPP_TOLERANCE:
             raise PathUpError(
-                f"the {other.name} tiles{f' of level {level}' if level else ''} have {theirs:g} micrometres per pixel, but "
+                f"the {other.name} tiles{f' of level {level}' if level else ''} have {theirs:g} micrometres per "
+                "pixel, but "
                 f"the {real.name} ones {ours:g}; only tiles of one scale can be compared"
             )
     known = set(real.cells())
@@ -277,7 +283,8 @@ def check_comparable(real: TileSet, other: TileSet) -> None:
         if cell not in known and real.labelled and other.labelled:
             what = ", ".join(filter(None, (cell[1] and f"class {cell[1]}", cell[0] and f"level '{cell[0]}'")))
             raise PathUpError(
-                f"the {other.name} set holds tiles of {what}, but the {real.name} set has none of them; cut real ones, or "
+                f"the {other.name} set holds tiles of {what}, but the {real.name} set has none of them; cut real "
+                "ones, or "
                 "leave these out"
             )
 

@@ -93,6 +93,7 @@ class Synthesis:
             "width_px": self.size_px[1],
             "height_px": self.size_px[0],
             "mpp": self.mpp,
+            "pixels_per_latent": self.size_px[0] // self.latents_CHW.shape[1],
             "overview": "drawn" if self.overview_is_drawn else "given",
             **given,
             "enlarge_filter": ENLARGE_FILTER,

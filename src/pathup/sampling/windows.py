@@ -133,6 +133,16 @@ class WindowGrid:
             total[self[index]] += self.weight(index, weighted=weighted)
         return total
 
+    def lines(self, *, weighted: bool) -> tuple[list[int], list[int]]:
+        """Where a seam could be: columns and rows, in latent positions, each before which the windows change.
+
+        With weights, those are the rims of all windows; without, the borders between the windows' own shares.
+        """
+        if weighted:
+            return _rims(self.lefts, self.size, self.width), _rims(self.tops, self.size, self.height)
+        rows, columns = self._owners
+        return (np.flatnonzero(np.diff(columns)) + 1).tolist(), (np.flatnonzero(np.diff(rows)) + 1).tolist()
+
     @cached_property
     def _weights(self) -> torch.Tensor:
         return window_weights(self.size)
@@ -147,6 +157,11 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
     if starts[-1] + size < length:
         starts.append(length - size)
     return starts
+
+
+def _rims(starts: list[int], size: int, length: int) -> list[int]:
+    """Where windows begin or end within one axis, sorted."""
+    return sorted({at for start in starts for at in (start, start + size) if 0 < at < length})
 
 
 def _owner(starts: list[int], size: int, length: int) -> np.ndarray:

@@ -68,7 +68,7 @@ class TileExamples(Dataset[Examples]):
     def _example(self, position: int) -> tuple[torch.Tensor, ...]:
         index = self._order[position]
         draw = draws.numpy_generator(self._spec.seed, "example", position)
-        pixels = np.rot90(self._tiles.pixels(index).permute(1, 2, 0).numpy(), draw.integers(4))
+        pixels = np.rot90(self._tiles.pixels(index).permute(1, 2, 0).numpy(), int(draw.integers(4)))
         if draw.integers(2):
             pixels = pixels[:, ::-1]
         severity = torch.zeros(len(KINDS))
@@ -107,7 +107,8 @@ class EncoderTrainer:
             heads = [len(self.examples.groups), len(self.examples.regions), len(KINDS)]
             self.network = nn.ModuleDict(
                 {"encoder": encoder, "heads": nn.ModuleList([nn.Linear(encoder.width, size) for size in heads])}
-            ).to(self.accelerator.device, memory_format=torch.channels_last)
+            ).to(self.accelerator.device)
+            self.network.to(memory_format=torch.channels_last)
         self.average = {k: v.detach().clone() for k, v in self.network["encoder"].state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.spec.learning_rate, weight_decay=self.spec.weight_decay, fused=True
@@ -150,7 +151,7 @@ class EncoderTrainer:
         self.network.train()
         with self.accelerator.autocast():
             features = self.network["encoder"](pixels.contiguous(memory_format=torch.channels_last))
-        logits = [head(features.float()) for head in self.network["heads"]]
+        logits = [head(features.float()) for head in self._heads]
         values = {
             "class": cross_entropy(logits[0], group, label_smoothing=spec.label_smoothing),
             "region": cross_entropy(logits[1], region, label_smoothing=spec.label_smoothing),

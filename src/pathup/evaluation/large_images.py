@@ -1,0 +1,127 @@
+"""The part of a report that looks for seams in large images: which fields are read, and where their windows meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathup.errors import PathUpError
+from pathup.evaluation.crops import large_images, needs_crops
+from pathup.evaluation.parts import Work
+from pathup.evaluation.seam_search import search_grid
+from pathup.evaluation.seams import LEAST_SIDE, SeamGrid, measure_seams
+from pathup.sampling.windows import WindowGrid
+from pathup.slides.provenance import provenance_of
+from pathup.slides.reader import open_slide
+
+__all__ = ["FIELD_PX", "recorded_lines", "seams"]
+
+FIELD_PX = 4096
+"""Side of the largest field that is read at once; of a larger image, several are, spread over it."""
+
+MOST_FIELDS = 4
+"""Of one image."""
+
+_GRID = re.compile(r"(\d+)(?:\+(\d+)(?:,(\d+))?)?")
+
+
+@dataclass(frozen=True)
+class _Field:
+    left: int
+    top: int
+    pixels_HWC: np.ndarray
+
+
+def seams(work: Work) -> list[dict[str, Any]]:
+    """Seams of each large image: those named with ``--large``, or the synthetic images where they are large."""
+    request = work.request
+    paths = [path for given in request.large for path, _ in large_images(given)]
+    if not paths:
+        for given in (request.fake, *request.runs):
+            if given.is_file() or needs_crops(given) or request.crop is not None:
+                paths += [path for path, _ in large_images(given)]
+    if not paths:
+        work.notes.append("seams were not looked for: they are in large images, which --large names")
+        return []
+    found = []
+    for done, path in enumerate(paths, start=1):
+        found += _of_image(path, request.grid, request.seed)
+        work.tell("seams", done, len(paths))
+    return found
+
+
+def recorded_lines(path: Path) -> tuple[list[int], list[int]] | None:
+    """Columns and rows, in pixels, at which windows meet, as ``pathup generate`` recorded them; None where not."""
+    told = provenance_of(path) or {}
+    try:
+        sampling, unit = told["sampling"], int(told["pixels_per_latent"])
+        grid = WindowGrid(
+            told["height_px"] // unit, told["width_px"] // unit, sampling["window_latent"], sampling["overlap_latent"]
+        )
+        xs, ys = grid.lines(weighted=bool(sampling["weighted"]))
+    except (KeyError, TypeError, ValueError, PathUpError):
+        return None
+    return [unit * x for x in xs], [unit * y for y in ys]
+
+
+def _of_image(path: Path, asked: str | None, seed: int) -> Iterator[dict[str, Any]]:
+    recorded = recorded_lines(path) if asked is None else None
+    pitch, offset = _parsed(asked) if asked is not None else (0, (0, 0))
+    for field in _fields(path):
+        height, width = field.pixels_HWC.shape[:2]
+        told: dict[str, Any] = {"image": path.name, "size": f"{width} x {height}", "left": field.left, "top": field.top}
+        if asked is not None:
+            grid = SeamGrid.regular(width, height, pitch, (offset[0] - field.left, offset[1] - field.top))
+            told["grid_from"] = f"given, {pitch} px"
+        elif recorded is not None:
+            xs, ys = (
+                tuple(line - start for line in lines if 0 < line - start < length)
+                for lines, start, length in zip(recorded, (field.left, field.top), (width, height), strict=True)
+            )
+            if not xs and not ys:
+                continue
+            grid = SeamGrid(width, height, xs, ys)
+            told["grid_from"] = "recorded"
+        else:
+            search = search_grid(field.pixels_HWC, seed=seed)
+            grid = search.grid
+            told |= {"grid_from": f"searched, {search.described()}", "search_p_value": search.p_value}
+        report = measure_seams(field.pixels_HWC, grid, seed=seed).as_json()
+        if "search_p_value" in told:
+            report["p_value"] = told["search_p_value"]  # the grid was chosen for its steps: only this one counts
+        yield {**told, **report}
+
+
+def _parsed(text: str) -> tuple[int, tuple[int, int]]:
+    """PITCH, PITCH+OFFSET or PITCH+X,Y in pixels."""
+    match = _GRID.fullmatch(text.strip())
+    if match is None or int(match[1]) < 2:
+        raise PathUpError(f"grid '{text}' is not understood; PITCH or PITCH+OFFSET in pixels was needed, as in 256+128")
+    x = int(match[2] or 0)
+    return int(match[1]), (x, int(match[3] or x))
+
+
+def _fields(path: Path) -> Iterator[_Field]:
+    """The image, or some square fields of it spread from corner to corner, one at a time."""
+    with open_slide(path) as reader:
+        left, top, width, height = reader.bounds
+        if min(width, height) < LEAST_SIDE:
+            raise PathUpError(
+                f"{path} is {width} x {height} px, but seams need at least {LEAST_SIDE} px a side to be compared with "
+                "other "
+                "lines; name larger images"
+            )
+        side = min(width, height, FIELD_PX)
+        across, down = max(1, width // side), max(1, height // side)
+        places = [
+            (left + (width - side) * i // max(1, across - 1), top + (height - side) * j // max(1, down - 1))
+            for j in range(down)
+            for i in range(across)
+        ]
+        for x, y in places[:: max(1, len(places) // MOST_FIELDS)][:MOST_FIELDS]:
+            yield _Field(x - left, y - top, reader.read_field(x, y, side, side))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pathup.slides.provenance import provenance_of
+from pathup.slides.writer import write_ome_tiff, write_png
+from tests.tiles.made import tissue
+
+PROVENANCE = {"seed": 7, "label": "IC", "prompt": 'tissue <a> & "b" µ', "sampling": {"steps": 30}}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.ome.tiff"])
+def test_what_was_written_is_read_back(tmp_path: Path, name: str) -> None:
+    write = write_png if name.endswith("png") else write_ome_tiff
+    write(tmp_path / name, [tissue(300, 280)], shape=(280, 300), mpp=0.5, provenance=PROVENANCE)
+    assert provenance_of(tmp_path / name) == PROVENANCE
+
+
+def test_files_of_others_have_none(tmp_path: Path) -> None:
+    Image.fromarray(tissue(16, 16)).save(tmp_path / "a.png")
+    Image.fromarray(tissue(16, 16)).save(tmp_path / "a.jpg")
+    tifffile.imwrite(tmp_path / "a.ome.tiff", np.zeros((16, 16, 3), np.uint8), photometric="rgb")
+    (tmp_path / "broken.png").write_bytes(b"no")
+    (tmp_path / "broken.ome.tiff").write_bytes(b"no")
+    for path in sorted(tmp_path.iterdir()):
+        assert provenance_of(path) is None
+    assert provenance_of(tmp_path / "gone.png") is None
+
+
+def test_xml_that_declares_entities_is_not_parsed(tmp_path: Path) -> None:
+    bomb = (
+        '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "{}">]><OME><CommentAnnotation Namespace="pathup/provenance">'
+        "<Value>&b;</Value></CommentAnnotation></OME>"
+    )
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16, 3), np.uint8), photometric="rgb", description=bomb, metadata=None)
+    assert provenance_of(tmp_path / "a.tif") is None
