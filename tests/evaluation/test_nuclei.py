@@ -36,7 +36,8 @@ def test_painted_ellipses_are_found_with_their_shape(length: float, width: float
 
 
 def test_scales_of_one_scene_agree() -> None:
-    true = scattered(56, 22, 3.5, 2.5) + [4, 4, 0, 0, 0]  # none cut by the border, where a pixel decides
+    true = scattered(56, 22, 3.5, 2.5)
+    true[:, :2] += 4  # none cut by the border, where a pixel decides
     fine, coarse, odd = (measured(painted(64, true, mpp), mpp) for mpp in (0.25, 0.5, 0.4))
     assert fine.count == coarse.count == odd.count
     for other in (fine, odd):
@@ -167,6 +168,9 @@ def test_counts_on_real_regions_agree_with_counts_by_hand() -> None:
         found.append(measured(read_image(SHARED / "data" / "regions" / field["file"])[place], field["mpp"]).count)
     hand, count = np.array(by_hand), np.array(found)
     assert len(hand) == 10
+    # Within 15 % holds for all fields together, for the median field and for 8 of the 10. It does not hold where there
+    # are few nuclei among fibres (keloid: 8 by hand, 16 found) or crowded small ones (polyp: 108 by hand, 71 found).
     assert count.sum() == pytest.approx(hand.sum(), rel=0.15)
+    off = abs(count - hand) / hand
+    assert np.median(off) <= 0.15 and (off <= 0.15).sum() >= 7  # one less than now: a pixel may tip a field
     assert np.corrcoef(hand, count)[0, 1] > 0.9
-    assert np.median(abs(count - hand) / hand) <= 0.15

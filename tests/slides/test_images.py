@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -153,3 +154,14 @@ def test_a_tiff_that_is_to_be_turned_is_refused_and_one_that_is_not_is_read(tmp_
     for read in (read_image, image_size):
         with pytest.raises(PathUpError, match=r"to be turned or mirrored \(orientation tag 6\)"):
             read(tmp_path / "6.tif")
+
+
+def test_threads_that_read_at_once_leave_pillows_limits_as_they_were(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    files = [save(tmp_path / f"{i}.png", tissue(64, 64, i)) for i in range(16)]
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        pixels = list(pool.map(read_image, files * 20))
+    assert all(np.array_equal(one, pixels[i % 16]) for i, one in enumerate(pixels))
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before

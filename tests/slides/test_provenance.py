@@ -37,5 +37,6 @@ def test_xml_that_declares_entities_is_not_parsed(tmp_path: Path) -> None:
         '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "{}">]><OME><CommentAnnotation Namespace="pathup/provenance">'
         "<Value>&b;</Value></CommentAnnotation></OME>"
     )
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16, 3), np.uint8), photometric="rgb", description=bomb, metadata=None)
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", description=bomb, metadata=None)
     assert provenance_of(tmp_path / "a.tif") is None

@@ -167,7 +167,7 @@ def _check_known(base: str) -> None:
 def _tissue_encoder(folder: Path, name: str, device: torch.device) -> Encoder:
     if not (folder / CONFIG_FILE).is_file():
         raise PathUpError(f"{folder} holds no {CONFIG_FILE}; what 'pathup train encoder' wrote was needed")
-    encoder = load_encoder(folder).to(device, memory_format=torch.channels_last)
+    encoder = load_encoder(folder).to(device).to(memory_format=torch.channels_last)
     digest = storage.sha256_file(folder / WEIGHTS_FILE)
     return Encoder(name, digest, encoder.input_px, _BICUBIC, encoder, device=device)
 

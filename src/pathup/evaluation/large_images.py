@@ -13,7 +13,6 @@ import numpy as np
 from pathup.errors import PathUpError
 from pathup.evaluation.crops import large_images, needs_crops
 from pathup.evaluation.parts import Work
-from pathup.evaluation.seam_search import search_grid
 from pathup.evaluation.seams import LEAST_SIDE, SeamGrid, measure_seams
 from pathup.sampling.windows import WindowGrid
 from pathup.slides.provenance import provenance_of
@@ -48,7 +47,7 @@ def seams(work: Work) -> list[dict[str, Any]]:
     if not paths:
         work.notes.append("seams were not looked for: they are in large images, which --large names")
         return []
-    found = []
+    found: list[dict[str, Any]] = []
     for done, path in enumerate(paths, start=1):
         found += _of_image(path, request.grid, request.seed)
         work.tell("seams", done, len(paths))
@@ -88,6 +87,8 @@ def _of_image(path: Path, asked: str | None, seed: int) -> Iterator[dict[str, An
             grid = SeamGrid(width, height, xs, ys)
             told["grid_from"] = "recorded"
         else:
+            from pathup.evaluation.seam_search import search_grid
+
             search = search_grid(field.pixels_HWC, seed=seed)
             grid = search.grid
             told |= {"grid_from": f"searched, {search.described()}", "search_p_value": search.p_value}

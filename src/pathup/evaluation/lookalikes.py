@@ -41,8 +41,8 @@ LARGEST_SHIFT = SIDE // 8
 FREQUENCY = 10
 """Highest spatial frequency of the magnitudes, cycles a tile."""
 CANDIDATES = 4
-"""Training tiles that are laid over each tile. Of 12,600 planted copies of real tiles, a shift by half a thumbnail
-pixel in both directions included, the original was first in all but 3 and among the first four in all."""
+"""Training tiles that are laid over each tile. Of 12,600 planted copies of real tiles, shifts by half a thumbnail pixel
+in both directions included, all had their original among the first four of 24,668 (patch) or 4,951 (overview)."""
 ORIENTATIONS = 8
 _FINE = 4  # steps between shifts of one thumbnail pixel when the correlation's peak is sought
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of ITU-R BT.601, as JPEG's

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.ndimage import correlate1d, uniform_filter1d
+from scipy.ndimage import uniform_filter1d
 
 from pathup.evaluation.stains import RUIFROK_JOHNSTON, optical_density
 
@@ -42,7 +42,8 @@ _LOCAL_COLUMNS = 65
 _CLIP = 2.0
 """Blocks count at most twice their local deviation (Huber): an edge of tissue in one block is no seam."""
 _OUTLIER = 4.0
-_COVARIANCE_BLOCKS = 16
+_MODULUS = 16
+_COMMON_SAMPLES = 1000
 _FLOOR = 1 / 256
 """One grey level's optical density near white: blank areas are taken as no smoother than that."""
 _LARGEST = {"segments": 25.0, "lines": 50.0}
@@ -92,10 +93,7 @@ def step_profile(pixels_HWC: np.ndarray, cuts: Sequence[int]) -> StepProfile:
     steps_CBL /= scale_BL.astype(np.float32)
     firsts = np.searchsorted(owners, np.arange(len(bounds) - 1))
     energy = np.empty((len(CHANNELS), len(KINDS), steps_CBL.shape[2]))
-    for channel, filter_CT in enumerate(_filters(steps_CBL)):
-        found_BL = np.zeros(steps_CBL.shape[1:], np.float32)
-        for steps_BL, weights in zip(steps_CBL, filter_CT, strict=True):
-            found_BL += correlate1d(steps_BL, weights, axis=1, mode="mirror")
+    for channel, found_BL in enumerate(_filtered(steps_CBL)):
         spread_BL = np.sqrt(_local_mean(np.square(found_BL)))
         spread_BL = np.maximum(spread_BL, 1e-3 * np.median(spread_BL) + 1e-9)
         weight_BL = 1 / (scale_BL * spread_BL)  # what a step of one size gives there, in standard deviations
@@ -135,20 +133,32 @@ def _local_mean(values_BL: np.ndarray) -> np.ndarray:
     return np.maximum(found, 0)  # a running sum may end a hair below
 
 
-def _filters(steps_CBL: np.ndarray) -> np.ndarray:
-    """S^-1 v of each channel, (channels, 3, 2 TAPS + 1), from the image's own blocks."""
-    length, taps = steps_CBL.shape[2], TAPS
-    columns = 2 * taps + 1
-    covariance, count = np.zeros((3 * columns, 3 * columns)), 0
-    for first in range(0, steps_CBL.shape[1], _COVARIANCE_BLOCKS):
-        clipped = np.clip(steps_CBL[:, first : first + _COVARIANCE_BLOCKS], -_OUTLIER, _OUTLIER)
-        seen = np.stack([clipped[..., tap : length - 2 * taps + tap] for tap in range(columns)], 1)
-        seen = seen.reshape(3 * columns, -1)
-        covariance += seen @ seen.T
-        count += seen.shape[1]
-    covariance /= count
-    covariance += np.eye(len(covariance)) * (1e-4 * np.trace(covariance) / len(covariance) + 1e-9)
-    wanted = np.zeros((3, columns, len(CHANNELS)))
-    wanted[:, taps] = _STEPS.T
-    found = np.linalg.solve(covariance, wanted.reshape(-1, len(CHANNELS)))
-    return np.moveaxis(found.reshape(3, columns, -1), 2, 0)
+def _filtered(steps_CBL: np.ndarray) -> np.ndarray:
+    """The filter's output of each channel, (channels, blocks, lines), the covariance taken from the image itself."""
+    blocks, length = steps_CBL.shape[1:]
+    padded = np.pad(steps_CBL, ((0, 0), (0, 0), (TAPS, TAPS)), mode="reflect")
+    moduli = range(min(_MODULUS, length))
+
+    def seen(remainder: int) -> np.ndarray:
+        at = [padded[..., remainder + tap : tap + length : _MODULUS] for tap in range(2 * TAPS + 1)]
+        return np.stack(at, 1).reshape(3 * len(at), -1)
+
+    own = [_covariance(seen(remainder)) for remainder in moduli]
+    common = np.mean(own, 0)
+    ridge = np.eye(len(common)) * (1e-4 * np.trace(common) / len(common) + 1e-9)
+    steps = np.zeros((3, 2 * TAPS + 1, len(CHANNELS)))
+    steps[:, TAPS] = _STEPS.T
+    steps = steps.reshape(-1, len(CHANNELS))
+    found = np.empty((len(CHANNELS), blocks, length), np.float32)
+    for remainder in moduli:
+        columns = len(range(remainder, length, _MODULUS))
+        share = blocks * columns / (blocks * columns + _COMMON_SAMPLES)
+        filters = np.linalg.solve(share * own[remainder] + (1 - share) * common + ridge, steps)
+        filters /= np.sqrt((filters * steps).sum(0))  # to deviation 1
+        found[..., remainder::_MODULUS] = (filters.T.astype(np.float32) @ seen(remainder)).reshape(-1, blocks, columns)
+    return found
+
+
+def _covariance(seen_TN: np.ndarray) -> np.ndarray:
+    clipped = np.clip(seen_TN, -_OUTLIER, _OUTLIER)
+    return (clipped @ clipped.T).astype(np.float64) / clipped.shape[1]

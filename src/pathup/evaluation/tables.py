@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from pathup.evaluation.encoders import NOT_COMPARABLE
@@ -11,6 +13,8 @@ from pathup.evaluation.text import figure, interval, percent, table
 from pathup.evaluation.tissue_tables import copying_text, morphology_text, seams_text
 
 __all__ = ["markdown"]
+
+_COUNT = re.compile(r"(\d+) (images|regions)")
 
 SCALE = {"kid": 1000.0}  # the literature prints KID x 1000
 
@@ -104,13 +108,19 @@ def _fidelity(results: dict[str, Any]) -> list[str]:
                 "well, from the "
                 f"same features: they differ by at most {worst:.1g} (relative).",
             ]
-        told: dict[str, list[str]] = {}
-        for row in block["rows"]:
-            for warning in row["warnings"]:
-                told.setdefault(warning, []).append(row["name"])
-        for warning, names in told.items():
-            lines += ["", f"*{'; '.join(names)}: {warning}.*"]
+        lines += [line for text in _warnings(block["rows"]) for line in ("", f"*{text}*")]
     return lines
+
+
+def _warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows' warnings; those that differ in a count alone are told once, with the rows and their counts."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row["warnings"]:
+            count = _COUNT.search(warning)
+            text = warning if count is None else warning.replace(count[0], f"so few {count[2]}", 1)
+            told.setdefault(text, []).append(row["name"] if count is None else f"{row['name']} ({count[1]})")
+    return [f"{text[0].upper()}{text[1:]}: {'; '.join(names)}." for text, names in told.items()]
 
 
 def _fidelity_row(row: dict[str, Any], metric: str, scale: float, runs: int) -> list[str]:

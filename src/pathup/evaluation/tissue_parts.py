@@ -105,7 +105,7 @@ def _compared(
 
     columns = measured["real"], measured[name], measured["floor"]
     if real.labelled and tiles.labelled and floor.labelled:
-        labels = {
+        labels: dict[str, Any] = {
             key: [str(label) for label in own.labels]
             for key, own in (("labels", real), ("synthetic_labels", tiles), ("floor_labels", floor))
         }

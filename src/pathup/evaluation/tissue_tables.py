@@ -35,28 +35,33 @@ def morphology_text(results: dict[str, Any]) -> list[str]:
         over = ["mean ± std of runs"] if spread else []
         head = ["measure", "unit", "real", "synthetic", "distance", *over, "floor", ""]
         rows = []
+        without: dict[str, list[str]] = {}
         for name, row in overall["measures"].items():
+            if row["distance"] is None:
+                without.setdefault(row.get("reason", "not measured"), []).append(row["title"])
+                continue
             runs = []
             if spread:
                 own = spread.get(name)
                 runs = [f"{figure(own['mean'], 2)} ± {figure(own['std'], 2)}" if own else "-"]
             rows.append(
                 [row["title"], row["unit"], figure(row["median"]["real"]), figure(row["median"]["synthetic"]),
-                 _distance(row["distance"]), *runs, _distance(row["floor"]), _verdict(row)]
+                 _distance(row["distance"]), *runs, _distance(row["floor"]),
+                 "beyond the floor" if row["beyond_floor"] else ""]
             )  # fmt: skip
         lines += table(head, rows)
+        for reason, titles in without.items():
+            lines += ["", f"*Not measured, {reason}: {', '.join(titles)}.*"]
         if block["classes"]:
             lines += ["", "Distance of each class (floor in brackets):", ""]
             names = [name for name, row in overall["measures"].items() if row["distance"]]
-            titles = [overall["measures"][name]["title"] for name in names]
-            by_class = []
-            for label, own in block["classes"].items():
-                cells = []
-                for name in names:
-                    row = own["measures"][name]
-                    cells.append(f"{_value(row['distance'])} ({_value(row['floor'])})")
-                by_class.append([label, *cells])
-            lines += table(["class", *titles], by_class)
+            labels = list(block["classes"])
+            by_measure = []
+            for name in names:
+                own = [block["classes"][label]["measures"][name] for label in labels]
+                cells = [f"{_value(row['distance'])} ({_value(row['floor'])})" for row in own]
+                by_measure.append([overall["measures"][name]["title"], *cells])
+            lines += table(["measure", *labels], by_measure)
     return lines
 
 
@@ -71,12 +76,6 @@ def _distance(entry: dict[str, Any] | None) -> str:
     if entry["interval"] is None:
         return text
     return f"{text} ({figure(entry['interval'][0], 2)} to {figure(entry['interval'][1], 2)})"
-
-
-def _verdict(row: dict[str, Any]) -> str:
-    if row["distance"] is None:
-        return str(row.get("reason", ""))
-    return "beyond the floor" if row["beyond_floor"] else ""
 
 
 def copying_text(results: dict[str, Any]) -> list[str]:

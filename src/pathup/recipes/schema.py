@@ -313,6 +313,12 @@ class EncoderRecipe(Section):
     degraded_share: float = Field(
         0.5, ge=0, le=1, description="share of tiles that are blurred, compressed and so on, 0 to 1"
     )
+    ranking_share: float = Field(
+        0.25, ge=0, le=1, description="tiles a step, as a share of the batch, that are seen whole and at two severities"
+    )
+    ranking_weight: float = Field(
+        10.0, ge=0, description="weight of the error where the milder of the two lies further from the whole tile"
+    )
     grey_share: float = Field(0.25, ge=0, le=1, description="share of tiles that are grey and normalised, 0 to 1")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights, which are the ones written out")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")

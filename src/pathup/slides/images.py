@@ -8,9 +8,10 @@ as stored. A TIFF that is to be turned is refused, since Pillow would turn it.
 from __future__ import annotations
 
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise PathUpError(f"image {path} does not exist")
     if path.stat().st_size == 0:
         raise PathUpError(f"{path} is empty (0 bytes), but an image was needed; copy or export it again")
-    with _own_limits():
+    with _own_limits:
         try:
             image = Image.open(path, formats=_FORMATS)
         except Image.DecompressionBombError:
@@ -100,17 +101,37 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
 
 
-@contextmanager
-def _own_limits() -> Iterator[None]:
-    """Let Pillow admit what our own limit admits, and refuse truncated files, whatever others have set."""
-    limit, truncated = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = MAX_REGION_PIXELS, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about size and damaged tags: both are checked with a sentence
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limit, truncated
+class _OwnLimits:
+    """Have Pillow admit what our own limit admits, and refuse truncated files, whatever others have set.
+
+    Pillow's limits, like Python's warnings, are the whole process's: threads that read at once share one change of
+    them, made by the first and taken back by the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._restore = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                self._restore.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                self._restore.enter_context(warnings.catch_warnings())
+                # Pillow's, about size and damaged tags: both are checked with a sentence
+                warnings.simplefilter("ignore")
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = MAX_REGION_PIXELS, False
+            self._readers += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._restore.close()
+
+
+_own_limits = _OwnLimits()
 
 
 def _check(path: Path, image: Image.Image) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree  # noqa: S405  (see below)
+from xml.etree import ElementTree
 
 import tifffile
 from PIL import Image

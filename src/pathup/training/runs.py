@@ -104,6 +104,7 @@ def train_encoder(
     output: Path,
     recipe_name: str,
     *,
+    pretrained: str | None,
     resume: bool,
     changes: dict[str, Any],
     cpu: bool,
@@ -119,8 +120,10 @@ def train_encoder(
     identity = {
         "recipe": recipe.encoder.model_dump(mode="json", exclude=FREE_TO_CHANGE),
         "tiles": data.fingerprint(),
+        "pretrained": pretrained,
     }
-    trainer = EncoderTrainer(recipe, data, output, cpu=cpu, wandb_project=wandb_project)
+    start = None if pretrained is None else Path(pretrained)
+    trainer = EncoderTrainer(recipe, data, output, start=start, cpu=cpu, wandb_project=wandb_project)
     if trainer.accelerator.device.type == "cpu":
         keep_freed_memory()
     claim_folder(output, "train encoder", identity, resume=resume)
