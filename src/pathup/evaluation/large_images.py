@@ -18,7 +18,7 @@ from pathup.sampling.windows import WindowGrid
 from pathup.slides.provenance import provenance_of
 from pathup.slides.reader import open_slide
 
-__all__ = ["FIELD_PX", "recorded_lines", "seams"]
+__all__ = ["FIELD_PX", "parsed_grid", "recorded_lines", "seams"]
 
 FIELD_PX = 4096
 """Side of the largest field that is read at once; of a larger image, several are, spread over it."""
@@ -70,7 +70,7 @@ def recorded_lines(path: Path) -> tuple[list[int], list[int]] | None:
 
 def _of_image(path: Path, asked: str | None, seed: int) -> Iterator[dict[str, Any]]:
     recorded = recorded_lines(path) if asked is None else None
-    pitch, offset = _parsed(asked) if asked is not None else (0, (0, 0))
+    pitch, offset = parsed_grid(asked) if asked is not None else (0, (0, 0))
     for field in _fields(path):
         height, width = field.pixels_HWC.shape[:2]
         told: dict[str, Any] = {"image": path.name, "size": f"{width} x {height}", "left": field.left, "top": field.top}
@@ -98,7 +98,7 @@ def _of_image(path: Path, asked: str | None, seed: int) -> Iterator[dict[str, An
         yield {**told, **report}
 
 
-def _parsed(text: str) -> tuple[int, tuple[int, int]]:
+def parsed_grid(text: str) -> tuple[int, tuple[int, int]]:
     """PITCH, PITCH+OFFSET or PITCH+X,Y in pixels."""
     match = _GRID.fullmatch(text.strip())
     if match is None or int(match[1]) < 2:

@@ -139,6 +139,8 @@ def _wanted(request: EvaluateRequest) -> tuple[str, ...]:
             raise unknown("part", name, PARTS)
     if request.split not in SPLITS:
         raise unknown("split", request.split, SPLITS)
+    if request.grid is not None:
+        large_images.parsed_grid(request.grid)
     return request.only or PARTS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pathup.evaluation.nuclei import COARSEST_MPP
 from pathup.evaluation.text import figure, percent, table
 
 __all__ = ["copying_text", "morphology_text", "seams_text"]
@@ -38,7 +39,9 @@ def morphology_text(results: dict[str, Any]) -> list[str]:
         without: dict[str, list[str]] = {}
         for name, row in overall["measures"].items():
             if row["distance"] is None:
-                without.setdefault(row.get("reason", "not measured"), []).append(row["title"])
+                coarse = row["group"] == "nuclei" and block["mpp"] > COARSEST_MPP
+                reason = "nuclei are not resolved at this scale" if coarse else row.get("reason", "")
+                without.setdefault(reason, []).append(row["title"])
                 continue
             runs = []
             if spread:
@@ -51,7 +54,7 @@ def morphology_text(results: dict[str, Any]) -> list[str]:
             )  # fmt: skip
         lines += table(head, rows)
         for reason, titles in without.items():
-            lines += ["", f"*Not measured, {reason}: {', '.join(titles)}.*"]
+            lines += ["", f"*Not measured ({reason}): {'; '.join(titles)}.*"]
         if block["classes"]:
             lines += ["", "Distance of each class (floor in brackets):", ""]
             names = [name for name, row in overall["measures"].items() if row["distance"]]
