@@ -146,9 +146,8 @@ def _filtered(steps_CBL: np.ndarray) -> np.ndarray:
     own = [_covariance(seen(remainder)) for remainder in moduli]
     common = np.mean(own, 0)
     ridge = np.eye(len(common)) * (1e-4 * np.trace(common) / len(common) + 1e-9)
-    steps = np.zeros((3, 2 * TAPS + 1, len(CHANNELS)))
-    steps[:, TAPS] = _STEPS.T
-    steps = steps.reshape(-1, len(CHANNELS))
+    steps = np.zeros((3 * (2 * TAPS + 1), len(CHANNELS)))
+    steps[TAPS :: 2 * TAPS + 1] = _STEPS.T
     found = np.empty((len(CHANNELS), blocks, length), np.float32)
     for remainder in moduli:
         columns = len(range(remainder, length, _MODULUS))
