@@ -117,3 +117,29 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped():
     for value in (2.0, 3.0):
         step(second, after, value)
     assert torch.equal(whole.weight, second.weight)
+
+
+def test_restored_moments_lie_in_memory_as_their_parameters_do():
+    # a fused optimiser steps through both as they lie: a channels-last weight with a plain moment went wrong silently
+    def stepped(optimizer: torch.optim.Optimizer, weight: torch.Tensor, seed: int) -> None:
+        weight.grad = torch.randn(
+            weight.shape, generator=torch.Generator().manual_seed(seed)
+        ).contiguous(memory_format=torch.channels_last)  # fmt: skip
+        optimizer.step()
+
+    def made() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        values = torch.arange(2.0 * 3 * 2 * 2).reshape(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+        weight = torch.nn.Parameter(values)
+        return weight, torch.optim.AdamW([weight], lr=0.1, fused=True)
+
+    weight, optimizer = made()
+    stepped(optimizer, weight, 0)
+    own = optimizer_tensors(optimizer)
+    kept = {name: value.clone(memory_format=torch.contiguous_format) for name, value in own.items()}  # as in a file
+    copy, other = made()
+    copy.data.copy_(weight.data)
+    restore_optimizer(other, kept)
+    for seed in (1, 2):
+        stepped(optimizer, weight, seed)
+        stepped(other, copy, seed)
+    assert torch.equal(weight, copy)

@@ -13,6 +13,7 @@ import numpy as np
 from pathup.errors import PathUpError
 from pathup.evaluation.crops import large_images, needs_crops
 from pathup.evaluation.parts import Work
+from pathup.evaluation.seam_search import search_grid
 from pathup.evaluation.seams import LEAST_SIDE, SeamGrid, measure_seams
 from pathup.sampling.windows import WindowGrid
 from pathup.slides.provenance import provenance_of
@@ -87,11 +88,9 @@ def _of_image(path: Path, asked: str | None, seed: int) -> Iterator[dict[str, An
             grid = SeamGrid(width, height, xs, ys)
             told["grid_from"] = "recorded"
         else:
-            from pathup.evaluation.seam_search import search_grid
-
             search = search_grid(field.pixels_HWC, seed=seed)
             grid = search.grid
-            told |= {"grid_from": f"searched, {search.described()}", "search_p_value": search.p_value}
+            told |= {"grid_from": f"searched, {search.pitch} px", "search_p_value": search.p_value}
         report = measure_seams(field.pixels_HWC, grid, seed=seed).as_json()
         if "search_p_value" in told:
             report["p_value"] = told["search_p_value"]  # the grid was chosen for its steps: only this one counts
