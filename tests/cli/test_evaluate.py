@@ -39,8 +39,8 @@ def test_a_report_from_the_command_line(
     monkeypatch.setenv("PATHUP_CACHE", str(tmp_path / "cache"))
     fake, again = (synthetic(tmp_path / f"run{seed}", seed) for seed in range(2))
     code = _pathup(
-        monkeypatch, "evaluate", tiny_tiles, fake, "--runs", again, "--output", tmp_path / "report", "--features", features,
-        "--replicates", 10, "--only", "fidelity", "--only", "consistency", "--threads", 1,
+        monkeypatch, "evaluate", tiny_tiles, fake, "--runs", again, "--output", tmp_path / "report",
+        "--features", features, "--replicates", 10, "--only", "fidelity", "--only", "consistency", "--threads", 1,
     )  # fmt: skip
     said = capsys.readouterr().out
     assert code == 0

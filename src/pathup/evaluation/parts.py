@@ -51,8 +51,16 @@ class Work:
 def fidelity(
     work: Work, encoders: Sequence[Encoder], features: Sequence[FeaturesOf], pictures: Pictures
 ) -> list[dict[str, Any]]:
-    """FID, KID, precision, recall, density and coverage, on each network's features."""
+    """FID, KID, precision, recall, density and coverage, on each network's features.
+
+    Raises
+    ------
+    PathUpError
+        There are fewer tiles in all than a metric needs.
+    """
     request, sets = work.request, work.sets
+    for tiles, compared in zip(sets.runs, sets.rows, strict=True):
+        rows.check_enough(compared, tiles.name)
     blocks = []
     for encoder, own in zip(encoders, features, strict=True):
         sides = rows.Sides(sets.real, sets.train, own, sets.rows)
@@ -77,7 +85,7 @@ def fidelity(
             "torch_fidelity": None,
         }
         if found[0]["runs"] and block["features"]["dimension"] <= CHECK_WIDTH:
-            block["torch_fidelity"] = rows.checked_against_torch_fidelity(sides, runs[0], own, found[0]["runs"][0])
+            block["torch_fidelity"] = rows.checked_against_torch_fidelity(sides, runs[0], own, request.seed)
         blocks.append(block)
         name = f"fidelity_{len(blocks)}.png"
         drawn = plots.fidelity_plot(block, work.folder / name)

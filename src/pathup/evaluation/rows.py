@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from pathup.errors import PathUpError
 from pathup.evaluation.comparisons import Comparison
 from pathup.evaluation.encoders import Encoder
 from pathup.evaluation.fidelity import LEAST, METRICS, fidelity, torch_fidelity_check
-from pathup.evaluation.tile_sets import TileSet
+from pathup.evaluation.tile_sets import TileSet, drawn
 
-__all__ = ["Sides", "fidelity_rows", "metric_title", "spread"]
+__all__ = ["Sides", "check_enough", "fidelity_rows", "metric_title", "spread"]
 
 FeaturesOf = Callable[[TileSet], np.ndarray]
 
@@ -25,6 +26,9 @@ TITLES = {
     "coverage": ("coverage", "coverage"),
 }
 
+CHECK_TILES = 2000
+"""Most tiles a side that torch-fidelity's own functions, which hold all distances at once, are given."""
+
 SMALLER_IS_BETTER = ("fid", "kid")
 
 
@@ -32,6 +36,23 @@ def metric_title(metric: str, encoder_literature: Sequence[str]) -> str:
     """What a metric is called: FID and KID only on Inception's features, a distance on any other's."""
     literature, plain = TITLES[metric]
     return literature if literature.split()[0] in encoder_literature else plain
+
+
+def check_enough(compared: Sequence[Comparison], name: str) -> None:
+    """Refuse a run none of whose rows has as many tiles as every metric needs.
+
+    Raises
+    ------
+    PathUpError
+        Names the metric that needs most.
+    """
+    metric, needed = max(LEAST.items(), key=lambda item: item[1])
+    row = max(compared, key=lambda row: min(len(row.real), len(row.synthetic)))
+    if min(len(row.real), len(row.synthetic)) < needed:
+        raise PathUpError(
+            f"there are {len(row.real)} real and {len(row.synthetic)} {name} tiles to compare, but {metric} needs at "
+            f"least {needed} of each; give more tiles, or leave fidelity out with --only"
+        )
 
 
 class Sides:
@@ -178,12 +199,20 @@ def _beyond(synthetic: dict[str, Any], floor: dict[str, Any] | None) -> list[str
 
 
 def checked_against_torch_fidelity(
-    sides: Sides, run: tuple[TileSet, Sequence[Comparison]], features: FeaturesOf, report: dict[str, Any]
+    sides: Sides, run: tuple[TileSet, Sequence[Comparison]], features: FeaturesOf, seed: int
 ) -> dict[str, Any]:
-    """The overall row's figures by torch-fidelity's own functions, beside ours; see `torch_fidelity_check`."""
+    """The overall row's figures by torch-fidelity's own functions, beside ours; see `torch_fidelity_check`.
+
+    Of at most `CHECK_TILES` tiles a side, drawn by `seed`: it checks the computation, not the tiles.
+    """
     tiles, rows = run
-    side = _Side(tiles, [rows[0].synthetic], features)
-    return torch_fidelity_check(sides.real.at(rows[0].real), side.at(rows[0].synthetic), report)
+    real, synthetic = (
+        drawn(places, CHECK_TILES, seed, "check", name)
+        for name, places in (("real", rows[0].real), ("synthetic", rows[0].synthetic))
+    )
+    side = _Side(tiles, [synthetic], features)
+    figures = torch_fidelity_check(sides.real.at(real), side.at(synthetic))
+    return {"counts": {"real": len(real), "synthetic": len(synthetic)}, "figures": figures}
 
 
 def described(encoder: Encoder) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pathup import __version__, storage
@@ -225,13 +226,19 @@ def _side_of_tiles(request: EvaluateRequest) -> int:
 
 
 def _features_of(request: EvaluateRequest, encoder: Encoder, tell: Progress) -> parts.FeaturesOf:
+    """Features of a set in a view; those of a tile are taken once, whatever sets it is in."""
     cache = None if not request.keep else request.cache or default_cache()
+    known: dict[tuple[parts.View, Path], np.ndarray] = {}
 
-    def features(tiles: TileSet, view: parts.View = "colour") -> Any:
+    def features(tiles: TileSet, view: parts.View = "colour") -> np.ndarray:
         stage = f"features, {tiles.name}" if view == "colour" else f"features, {tiles.name}, {view}"
-        return kept_features(
-            encoder, tiles.files, view, cache=cache, progress=lambda done, total: tell(stage, done, total)
-        )
+        missing = [file for file in dict.fromkeys(tiles.files) if (view, file) not in known]
+        if missing:
+            rows = kept_features(
+                encoder, missing, view, cache=cache, progress=lambda done, total: tell(stage, done, total)
+            )
+            known.update(((view, file), row) for file, row in zip(missing, rows, strict=True))
+        return np.stack([known[view, file] for file in tiles.files])
 
     return features
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pathup import draws
 from pathup.errors import PathUpError
-from pathup.evaluation.seam_profiles import step_profile
+from pathup.evaluation.seam_profiles import KINDS, step_profile
 from pathup.evaluation.seams import MARGIN, SeamGrid, checked_image
 
 __all__ = ["GridSearch", "search_grid"]
@@ -23,7 +23,7 @@ _BAND = 64
 """Pixels of a line's segments: where windows meet along it isn't known."""
 _MODULUS = 16
 _STRETCH = 512
-_LARGEST = 5.0
+_LEAST, _LARGEST = -2.0, 5.0
 """Of one line, in standard deviations: one sharp border of tissue is no period."""
 _SETS = ("x", "y", "both")
 
@@ -102,7 +102,8 @@ def search_grid(
     if not 2 <= min_pitch <= largest or 2 * largest > side:
         raise PathUpError(
             f"pitches from {min_pitch} to {largest} px were to be tried in an image of {width} x {height} px; they "
-            f"must ascend from at least 2 to at most half the shorter side ({side // 2}), so give others or a larger image"
+            f"must ascend from at least 2 to at most half the shorter side ({side // 2}), so give others or a larger "
+            "image"
         )
     if replicates < 2:
         raise PathUpError(f"{replicates} shuffled images were asked for; at least 2 were needed")
@@ -149,17 +150,18 @@ def _classes(length: int) -> np.ndarray:
 
 
 def _jumps(pixels_HWC: np.ndarray) -> np.ndarray:
-    """How much each line stands out among its class, where it does most; mean 0, (length - 1,)."""
+    """How much each line stands out among its class, mean over channels; mean 0 in each class, (length - 1,)."""
     height, length = pixels_HWC.shape[:2]
     bands = max(1, round(height / _BAND))
-    energy_CKL = step_profile(pixels_HWC, np.linspace(0, height, bands + 1).astype(int)[1:-1].tolist()).energy_CKL
+    cuts = np.linspace(0, height, bands + 1).astype(int)[1:-1].tolist()
+    energy_CL = step_profile(pixels_HWC, cuts).energy_CKL[:, KINDS.index("segments")]
     classes = _classes(length)
     for own in np.unique(classes):
-        values = energy_CKL[..., classes == own]
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=-1)
-        spread = np.where(high > low, (high - low) / 1.349, 1)  # of a normal distribution, the deviation
-        energy_CKL[..., classes == own] = (values - middle[..., None]) / spread[..., None]
-    jumps_L = COMB(energy_CKL)
+        values = energy_CL[:, classes == own]
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=1)
+        spread = np.where(high > low, (high - low) / 1.349, 1)  # a normal distribution's deviation
+        energy_CL[:, classes == own] = (values - middle[:, None]) / spread[:, None]
+    jumps_L = np.clip(energy_CL, _LEAST, _LARGEST).mean(0)
     for own in np.unique(classes):
         jumps_L[classes == own] -= jumps_L[classes == own].mean()
     jumps_L[: MARGIN - 1] = jumps_L[len(jumps_L) - MARGIN + 1 :] = 0  # the filter sees a mirrored image there

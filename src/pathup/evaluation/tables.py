@@ -101,12 +101,13 @@ def _fidelity(results: dict[str, Any]) -> list[str]:
             ]
         check = block.get("torch_fidelity")
         if check:
-            worst = max(entry["relative_difference"] for entry in check.values())
+            worst = max(entry["relative_difference"] for entry in check["figures"].values())
+            counts = check["counts"]
             lines += [
                 "",
-                f"The overall figures were computed by torch-fidelity {results['libraries']['torch-fidelity']} as "
-                "well, from the "
-                f"same features: they differ by at most {worst:.1g} (relative).",
+                f"The overall figures of {counts['real']} real and {counts['synthetic']} synthetic tiles were computed "
+                f"by torch-fidelity {results['libraries']['torch-fidelity']} as well, from the same features: they "
+                f"differ by at most {worst:.1g} (relative).",
             ]
         lines += [line for text in _warnings(block["rows"]) for line in ("", f"*{text}*")]
     return lines

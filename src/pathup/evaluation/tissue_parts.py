@@ -17,7 +17,7 @@ from pathup.evaluation.pair_sheet import closest_pairs_sheet
 from pathup.evaluation.parts import Pictures, Work
 from pathup.evaluation.tile_sets import TileSet, drawn
 
-MORPHOLOGY_TILES = 1000
+MORPHOLOGY_TILES = 700
 """Most tiles of a set and level whose nuclei are measured: some milliseconds each, and enough for distributions."""
 
 COPYING_TILES = 10_000
