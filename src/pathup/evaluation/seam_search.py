@@ -14,8 +14,9 @@ import numpy as np
 
 from pathup import draws
 from pathup.errors import PathUpError
-from pathup.evaluation.seam_profiles import KINDS, step_profile
-from pathup.evaluation.seams import MARGIN, SeamGrid, checked_image
+from pathup.evaluation.seam_grid import SeamGrid
+from pathup.evaluation.seam_profiles import KINDS, StepProfile, step_profile
+from pathup.evaluation.seams import MARGIN, checked_image
 
 __all__ = ["GridSearch", "search_grid"]
 
@@ -25,6 +26,7 @@ _MODULUS = 16
 _STRETCH = 512
 _LEAST, _LARGEST = -2.0, 5.0
 """Of one line, in standard deviations: one sharp border of tissue is no period."""
+_BESIDE, _AS_GOOD = 2, 0.7
 _SETS = ("x", "y", "both")
 
 
@@ -111,12 +113,13 @@ def search_grid(
     best_APR = np.empty((2, len(pitches), 1 + replicates))
     phases_AP = np.empty((2, len(pitches)), int)
     for axis, turned in enumerate((pixels_HWC, pixels_HWC.transpose(1, 0, 2))):
-        jumps_L = _jumps(turned)
+        profile = _profile(turned)
+        jumps_L = _jumps(profile)
         jumps_RL = _shuffled(jumps_L, draws.numpy_generator(seed, "seam-search", axis), replicates)
         for place, pitch in enumerate(pitches):
             sums_RF = _sums(jumps_RL, pitch)
             best_APR[axis, place] = sums_RF.max(1)
-            phases_AP[axis, place] = sums_RF[0].argmax()
+            phases_AP[axis, place] = _phase(sums_RF[0], profile.gradient_CL, pitch)
     found_SPR = np.stack([*best_APR, best_APR.sum(0)])
     own = (found_SPR[..., 0] - found_SPR[..., 1:].mean(-1)) / _deviation(found_SPR[..., 1:])
     strongest, place = np.unravel_index(own.argmax(), own.shape)
@@ -149,12 +152,16 @@ def _classes(length: int) -> np.ndarray:
     return at * stretches // length * _MODULUS + at % _MODULUS
 
 
-def _jumps(pixels_HWC: np.ndarray) -> np.ndarray:
-    """How much each line stands out among its class, mean over channels; mean 0 in each class, (length - 1,)."""
-    height, length = pixels_HWC.shape[:2]
+def _profile(pixels_HWC: np.ndarray) -> StepProfile:
+    height = pixels_HWC.shape[0]
     bands = max(1, round(height / _BAND))
-    cuts = np.linspace(0, height, bands + 1).astype(int)[1:-1].tolist()
-    energy_CL = step_profile(pixels_HWC, cuts).energy_CKL[:, KINDS.index("segments")]
+    return step_profile(pixels_HWC, np.linspace(0, height, bands + 1).astype(int)[1:-1].tolist())
+
+
+def _jumps(profile: StepProfile) -> np.ndarray:
+    """How much each line stands out among its class, mean over channels; mean 0 in each class, (length - 1,)."""
+    energy_CL = profile.energy_CKL[:, KINDS.index("segments")].copy()
+    length = energy_CL.shape[1] + 1
     classes = _classes(length)
     for own in np.unique(classes):
         values = energy_CL[:, classes == own]
@@ -191,3 +198,13 @@ def _sums(jumps_RL: np.ndarray, pitch: int) -> np.ndarray:
     lines[: length - whole] += 1
     lines[0] -= 1  # no line at 0
     return sums_RF / np.sqrt(np.maximum(lines, 1))
+
+
+def _phase(sums_F: np.ndarray, gradient_CL: np.ndarray, pitch: int) -> int:
+    """The best phase; where a plain seam makes the lines beside it stand out too, that with the most gradient."""
+    best = int(sums_F.argmax())
+    beside = (best + np.arange(-_BESIDE, _BESIDE + 1)) % pitch
+    near = beside[sums_F[beside] >= _AS_GOOD * sums_F[best]]
+    relative_L = (gradient_CL / np.maximum(gradient_CL.mean(1, keepdims=True), 1e-12)).sum(0)
+    gradients = [relative_L[(phase or pitch) - 1 :: pitch].mean() for phase in near]
+    return int(near[int(np.argmax(gradients))])
