@@ -13,7 +13,7 @@ help:
 	@echo "make demo    draw tissue with the shipped model into demo/ and make a page of it"
 	@echo "make test    run the tests (up to 15 minutes on 2 cores)"
 	@echo "make check   lint, security rules and types"
-	@echo "make bench   time the sampler against the paper's algorithm taken literally"
+	@echo "make bench   time the sampler against the paper's algorithm taken literally, and evaluation against extraction"
 	@echo "make docs    write docs/commands.md and docs/recipes.md anew from the code"
 
 demo: $(READY)
@@ -28,6 +28,7 @@ check: $(READY)
 
 bench: $(READY)
 	@$(RUN) benchmarks/sampling.py
+	@$(RUN) benchmarks/evaluation.py
 
 docs: $(READY)
 	@$(RUN) docs/generate.py

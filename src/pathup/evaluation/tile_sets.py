@@ -180,7 +180,7 @@ def _of_split(path: Path, name: str, split: str) -> TileSet:
         tuple(f"{record.slide}/{record.region}" for record in records),
         tuple(record.mpp for record in records),
         found.recipe.tiles.tile_px,
-        f"{path.name} ({split})",
+        f"{path.name}, split {split}",
     )
 
 
