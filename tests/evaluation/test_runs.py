@@ -166,6 +166,18 @@ def test_slides_and_large_images_are_cropped_and_searched_for_seams(tmp_path: Pa
     assert len(crops) == 12 and Image.open(crops[0]).size == (32, 32)
 
 
+def test_a_slide_is_cropped_to_the_tiles_it_is_compared_with(tmp_path: Path, features: str) -> None:
+    slide = save_slide(tmp_path / "slide.tif", tissue(640, 512), 0.5)
+    for number in range(8):
+        save(tmp_path / "tiles" / f"{number}.png", tissue(64, 64, number))
+    save(tmp_path / "large" / "0.png", tissue(600, 600))
+    how: dict[str, Any] = {"only": ("fidelity",), "crops": 8}
+    results = evaluate(asked(tmp_path / "tiles", slide, tmp_path / "one", features, **how)).results
+    assert results["sets"]["synthetic"][0] == {"source": "synthetic", "count": 8, "size_px": 64, "cells": {"all": 8}}
+    results = evaluate(asked(slide, tmp_path / "large", tmp_path / "two", features, **how)).results
+    assert results["sets"]["real"]["size_px"] == results["sets"]["synthetic"][0]["size_px"] == module.CROP_PX
+
+
 def test_a_run_that_is_stopped_leaves_nothing_half_written(
     tmp_path: Path, tiny_tiles: Path, features: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

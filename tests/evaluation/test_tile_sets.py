@@ -83,6 +83,9 @@ def test_bad_folders_are_one_sentence(tmp_path: Path) -> None:
     save(tmp_path / "long" / "a.png", tissue(32, 16))
     with pytest.raises(PathUpError, match="32 x 16 px, but square tiles were needed"):
         load_tile_set(tmp_path / "long", "real")
+    (tmp_path / "table.csv").write_text("a")
+    with pytest.raises(PathUpError, match="is neither a folder nor an image"):
+        load_tile_set(tmp_path / "table.csv", "real")
     with pytest.raises(PathUpError, match="is one image; add --crop"):
         load_tile_set(tmp_path / "long" / "a.png", "real")
 

@@ -204,9 +204,9 @@ def _found_or_fetched(base: str, url: str) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not target.is_file():
         try:
-            with storage.atomic_path(target) as temporary:
-                torch.hub.download_url_to_file(url, str(temporary), progress=True)
-        except (OSError, PathUpError) as error:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(target), progress=True)  # under another name until it is whole
+        except OSError as error:
             raise PathUpError(
                 f"the weights of {base} are neither at {target} nor could they be fetched from {url} "
                 f"({_short(error)}); "

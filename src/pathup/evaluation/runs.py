@@ -14,16 +14,25 @@ import torch
 
 from pathup import __version__, storage
 from pathup.errors import PathUpError, unknown
-from pathup.evaluation import large_images, parts, tissue_parts
+from pathup.evaluation import large_images as seam_parts
+from pathup.evaluation import parts, tissue_parts
 from pathup.evaluation.comparisons import Comparison, comparisons
-from pathup.evaluation.crops import MIN_TISSUE, are_tiles, cut_crops, needs_crops
+from pathup.evaluation.crops import MIN_TISSUE, are_tiles, cut_crops, large_images, needs_crops
 from pathup.evaluation.encoders import Encoder, load_features
 from pathup.evaluation.features import default_cache, kept_features
 from pathup.evaluation.page import page
 from pathup.evaluation.tables import markdown, title
-from pathup.evaluation.tile_sets import TileSet, check_comparable, is_tiles_folder, load_tile_set, recipe_of
+from pathup.evaluation.tile_sets import (
+    TileSet,
+    check_comparable,
+    is_tiles_folder,
+    load_tile_set,
+    metadata_folders,
+    recipe_of,
+)
 from pathup.memory import keep_freed_memory
 from pathup.sampling.device import choose_device
+from pathup.slides.images import image_size
 from pathup.tiles.regions import SPLITS
 
 __all__ = ["PARTS", "EvaluateReport", "EvaluateRequest", "evaluate"]
@@ -32,6 +41,9 @@ PARTS = ("fidelity", "consistency", "morphology", "copying", "seams")
 
 CROP_PX = 256
 """Side of crops where slides are compared with slides and ``--crop`` says nothing."""
+
+LARGEST_TILE_PX = 512
+"""The paper's patches; larger images are cropped when they are compared with slides."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,7 +138,7 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Eval
         if "copying" in wanted:
             results["copying"] = tissue_parts.copying(work, pictures)
         if "seams" in wanted:
-            results["seams"] = large_images.seams(work)
+            results["seams"] = seam_parts.seams(work)
         text = markdown(results)
         storage.write_json(folder / "results.json", results)
         storage.write_text(folder / "results.md", text)
@@ -141,7 +153,7 @@ def _wanted(request: EvaluateRequest) -> tuple[str, ...]:
     if request.split not in SPLITS:
         raise unknown("split", request.split, SPLITS)
     if request.grid is not None:
-        large_images.parsed_grid(request.grid)
+        seam_parts.parsed_grid(request.grid)
     return request.only or PARTS
 
 
@@ -197,8 +209,9 @@ def _loaded(
     request: EvaluateRequest, path: Path, name: str, folder: Path, split: str | None, tell: Progress
 ) -> TileSet:
     """One set: loaded, cropped where it is of large images, and cut down to the level asked for."""
-    side = request.crop or _side_of_tiles(request)
-    if needs_crops(path) or (request.crop is not None and not is_tiles_folder(path) and not are_tiles(path, side)):
+    side = _crop_side(request)
+    if needs_crops(path) or (side is not None and not is_tiles_folder(path) and not are_tiles(path, side)):
+        side = side or CROP_PX
         target = folder / "crops" / name.replace(" ", "_").replace("(", "").replace(")", "")
         cut_crops(
             path, target, side_px=side, count=request.crops, seed=request.seed, mpp=request.mpp,
@@ -217,12 +230,25 @@ def _loaded(
     return chosen
 
 
-def _side_of_tiles(request: EvaluateRequest) -> int:
-    """Side of crops that nobody asked for: that of the tiles which slides are compared with, or `CROP_PX`."""
-    for path in (request.real, request.fake, *request.runs):
-        if path.exists() and not needs_crops(path):
-            return load_tile_set(path, "given", split=request.split).size_px
-    return CROP_PX
+def _crop_side(request: EvaluateRequest) -> int | None:
+    """Side of crops: as asked; else, where slides are compared, that of the tiles on the other side.
+
+    None where nothing is to be cropped. Images above `LARGEST_TILE_PX` are no tiles beside a slide.
+    """
+    paths = [path for path in (request.real, request.fake, *request.runs) if path.exists()]
+    if request.crop is not None or not any(needs_crops(path) for path in paths):
+        return request.crop
+    sides = [_image_side(path) for path in paths if not needs_crops(path)]
+    tiles = [side for side in sides if side <= LARGEST_TILE_PX]
+    return min(tiles, default=CROP_PX)
+
+
+def _image_side(path: Path) -> int:
+    """The shorter side of a set's first image."""
+    if is_tiles_folder(path):
+        return recipe_of(path).tiles.tile_px
+    folders = metadata_folders(path) or [path]
+    return min(image_size(large_images(folders[0])[0][0]))
 
 
 def _features_of(request: EvaluateRequest, encoder: Encoder, tell: Progress) -> parts.FeaturesOf:

@@ -25,7 +25,15 @@ from pathup.tiles.dataset import MPP_TOLERANCE, TileFolder, tile_size
 from pathup.tiles.making import METADATA_FILE
 from pathup.tiles.regions import SPLITS
 
-__all__ = ["Cell", "TileSet", "check_comparable", "is_tiles_folder", "load_tile_set", "recipe_of"]
+__all__ = [
+    "Cell",
+    "TileSet",
+    "check_comparable",
+    "is_tiles_folder",
+    "load_tile_set",
+    "metadata_folders",
+    "recipe_of",
+]
 
 Cell = tuple[str | None, str | None]
 """Level and class of a tile; None where it is not known."""
@@ -151,7 +159,7 @@ def load_tile_set(path: Path, name: str, *, split: str | None = None, mpp: float
         raise PathUpError(f"the {name} tiles {path} do not exist; a folder of tiles or a slide was needed")
     if path.is_dir() and is_tiles_folder(path):
         return _of_split(path, name, split or "test")
-    folders = _metadata_folders(path)
+    folders = metadata_folders(path)
     rows = [row for folder in folders for row in _metadata_rows(folder)] if folders else _plain_rows(path, name)
     if not rows:
         raise PathUpError(f"{path} holds no tiles; a folder with {METADATA_FILE} or with images was needed")
@@ -184,7 +192,7 @@ def _of_split(path: Path, name: str, split: str) -> TileSet:
     )
 
 
-def _metadata_folders(path: Path) -> list[Path]:
+def metadata_folders(path: Path) -> list[Path]:
     """The folder with metadata, or those directly below it: ``pathup generate`` makes one a level."""
     if (path / METADATA_FILE).is_file():
         return [path]
@@ -219,6 +227,10 @@ def _metadata_rows(folder: Path) -> list[dict[str, Any]]:
 
 def _plain_rows(path: Path, name: str) -> list[dict[str, Any]]:
     if path.is_file():
+        if path.suffix.lower() not in REGION_SUFFIXES:
+            raise PathUpError(
+                f"the {name} set {path} is neither a folder nor an image; name a folder of tiles or a slide"
+            )
         raise PathUpError(f"the {name} set {path} is one image; add --crop SIDE to compare random crops of it")
 
     def images(folder: Path) -> list[Path]:
