@@ -25,6 +25,9 @@ class _Work:
     request: EvaluateRequest
     notes: list[str] = field(default_factory=list)
 
+    def cropped(self) -> list[Path]:
+        return []
+
     def tell(self, stage: str, done: int, total: int) -> None:
         pass
 

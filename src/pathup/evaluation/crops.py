@@ -11,12 +11,16 @@ from PIL import Image
 
 from pathup import draws, storage
 from pathup.errors import PathUpError
+from pathup.evaluation.tile_sets import TileSet
 from pathup.slides.images import REGION_SUFFIXES, image_size
 from pathup.slides.reader import SLIDE_SUFFIXES, SlideReader, is_slide, open_slide
 from pathup.tiles.cutting import tissue_fraction
 from pathup.tiles.making import METADATA_FILE
 
-__all__ = ["MIN_TISSUE", "are_tiles", "cut_crops", "large_images", "needs_crops"]
+__all__ = ["CROPS_FOLDER", "MIN_TISSUE", "are_crops", "are_tiles", "cut_crops", "large_images", "needs_crops"]
+
+CROPS_FOLDER = "crops"
+"""Of a report: holds a folder of crops a set."""
 
 MIN_TISSUE = 0.25
 """Least stained fraction of a crop (`pathup.tiles.cutting.tissue_fraction`), of real and of synthetic ones alike."""
@@ -30,6 +34,11 @@ def needs_crops(path: Path) -> bool:
     if path.is_file():
         return is_slide(path)
     return path.is_dir() and any(is_slide(p) for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+
+
+def are_crops(tiles: TileSet) -> bool:
+    """Whether a set consists of what `cut_crops` wrote for a report."""
+    return tiles.files[0].parent.parent.name == CROPS_FOLDER
 
 
 def are_tiles(path: Path, side_px: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pathup.errors import PathUpError
-from pathup.evaluation.crops import large_images, needs_crops
+from pathup.evaluation.crops import large_images
 from pathup.evaluation.parts import Work
 from pathup.evaluation.seam_search import search_grid
 from pathup.evaluation.seams import LEAST_SIDE, SeamGrid, measure_seams
@@ -42,9 +42,7 @@ def seams(work: Work) -> list[dict[str, Any]]:
     request = work.request
     paths = [path for given in request.large for path, _ in large_images(given)]
     if not paths:
-        for given in (request.fake, *request.runs):
-            if given.is_file() or needs_crops(given) or request.crop is not None:
-                paths += [path for path, _ in large_images(given)]
+        paths = [path for given in work.cropped() for path, _ in large_images(given)]
     if not paths:
         work.notes.append("seams were not looked for: they are in large images, which --large names")
         return []

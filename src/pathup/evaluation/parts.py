@@ -11,6 +11,7 @@ import numpy as np
 
 from pathup.evaluation import plots, rows
 from pathup.evaluation.consistency import consistency as class_consistency
+from pathup.evaluation.crops import are_crops
 from pathup.evaluation.encoders import Encoder
 from pathup.evaluation.features import View
 from pathup.evaluation.tables import SCALE, figure
@@ -46,6 +47,12 @@ class Work:
     def levels(self) -> list[str | None]:
         """The spatial levels of the synthetic tiles; one None where they are not known."""
         return sorted({level for run in self.sets.runs for level in run.levels}, key=str)
+
+
+    def cropped(self) -> list[Path]:
+        """The synthetic sets that were cropped, since they are of large images."""
+        given = zip((self.request.fake, *self.request.runs), self.sets.runs, strict=True)
+        return [path for path, tiles in given if are_crops(tiles)]
 
 
 def fidelity(

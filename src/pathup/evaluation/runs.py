@@ -17,7 +17,7 @@ from pathup.errors import PathUpError, unknown
 from pathup.evaluation import large_images as seam_parts
 from pathup.evaluation import parts, tissue_parts
 from pathup.evaluation.comparisons import Comparison, comparisons
-from pathup.evaluation.crops import MIN_TISSUE, are_tiles, cut_crops, large_images, needs_crops
+from pathup.evaluation.crops import CROPS_FOLDER, MIN_TISSUE, are_crops, are_tiles, cut_crops, large_images, needs_crops
 from pathup.evaluation.encoders import Encoder, load_features
 from pathup.evaluation.features import default_cache, kept_features
 from pathup.evaluation.page import page
@@ -212,7 +212,7 @@ def _loaded(
     side = _crop_side(request)
     if needs_crops(path) or (side is not None and not is_tiles_folder(path) and not are_tiles(path, side)):
         side = side or CROP_PX
-        target = folder / "crops" / name.replace(" ", "_").replace("(", "").replace(")", "")
+        target = folder / CROPS_FOLDER / name.replace(" ", "_").replace("(", "").replace(")", "")
         cut_crops(
             path, target, side_px=side, count=request.crops, seed=request.seed, mpp=request.mpp,
             assume_mpp=request.mpp, progress=lambda done, total: tell(f"crops, {name}", done, total),
@@ -278,7 +278,7 @@ def _head(request: EvaluateRequest, sets: Sets) -> dict[str, Any]:
 
     libraries = ("torch", "torch-fidelity", "timm", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
     notes = []
-    cropped = [tiles.name for tiles in (sets.real, *sets.runs) if "crops" in tiles.files[0].parts[-3:]]
+    cropped = [tiles.name for tiles in (sets.real, *sets.runs) if are_crops(tiles)]
     if cropped:
         notes.append(
             f"large images ({', '.join(cropped)}) were compared by random crops of {sets.real.size_px} px with at "

@@ -69,6 +69,12 @@ def morphology(work: Work, pictures: Pictures) -> list[dict[str, Any]]:
             name: _measured(work, tiles, mpp, f"morphology{where}, {name}")
             for name, tiles in (("real", real), ("floor", floor), *((f"synthetic {i}", t) for i, t in enumerate(own)))
         }
+        if len(set(real.regions)) < 2:
+            work.notes.append(
+                f"the real tiles{where} are of one region or slide, or of none that is known: the intervals of "
+                "morphology are "
+                "by tile, and too narrow"
+            )
         found = [_compared(real, floor, tiles, measured, f"synthetic {i}", seed) for i, tiles in enumerate(own)]
         block = {
             "level": level,
@@ -101,7 +107,9 @@ def _compared(
     real: TileSet, floor: TileSet, tiles: TileSet, measured: dict[str, dict[str, np.ndarray]], name: str, seed: int
 ) -> dict[str, Any]:
     def groups(own: TileSet) -> list[str] | None:
-        return None if None in own.regions else [str(region) for region in own.regions]
+        if None in own.regions or len(set(own.regions)) < 2:  # drawing one region anew and anew would show no spread
+            return None
+        return [str(region) for region in own.regions]
 
     columns = measured["real"], measured[name], measured["floor"]
     if real.labelled and tiles.labelled and floor.labelled:
