@@ -158,19 +158,21 @@ def test_of_nested_components_the_more_elliptic_are_kept() -> None:
 @pytest.mark.skipif(
     not (SHARED / "data" / "regions").is_dir(), reason=f"real regions are not at hand ({SHARED}/data/regions)"
 )
-def test_counts_on_real_regions_agree_with_counts_by_hand() -> None:
+@pytest.mark.parametrize(("which", "fields_within"), [("first", 7), ("second", 6)])
+def test_counts_on_real_regions_agree_with_counts_by_hand(which: str, fields_within: int) -> None:
     from pathup.slides.images import read_image
 
     by_hand, found = [], []
-    for field in json.loads(COUNTS.read_text())["fields"]:
+    for field in (f for f in json.loads(COUNTS.read_text())["fields"] if f["set"] == which):
         place = slice(field["y"], field["y"] + field["side"]), slice(field["x"], field["x"] + field["side"])
         by_hand.append(field["count"])
         found.append(measured(read_image(SHARED / "data" / "regions" / field["file"])[place], field["mpp"]).count)
     hand, count = np.array(by_hand), np.array(found)
     assert len(hand) == 10
-    # Within 15 % holds for all fields together, for the median field and for 8 of the 10. It does not hold where there
-    # are few nuclei among fibres (keloid: 8 by hand, 16 found) or crowded small ones (polyp: 108 by hand, 71 found).
+    # Within 15 % holds for all fields together (-8.5 % and -12.4 %), for the median field (8 %), and for 8 and 7 of the
+    # 10. It does not hold where there are few nuclei among fibres (keloid: 8 by hand, 16 found) or crowded small ones
+    # (polyp: 108 by hand and 71 found, 120 and 75).
     assert count.sum() == pytest.approx(hand.sum(), rel=0.15)
     off = abs(count - hand) / hand
-    assert np.median(off) <= 0.15 and (off <= 0.15).sum() >= 7  # one less than now: a pixel may tip a field
+    assert np.median(off) <= 0.15 and (off <= 0.15).sum() >= fields_within  # one less than now: a pixel may tip a field
     assert np.corrcoef(hand, count)[0, 1] > 0.9
