@@ -166,6 +166,19 @@ def test_slides_and_large_images_are_cropped_and_searched_for_seams(tmp_path: Pa
     assert len(crops) == 12 and Image.open(crops[0]).size == (32, 32)
 
 
+def test_crops_of_runs_of_one_name_are_kept_apart(tmp_path: Path, features: str) -> None:
+    for name in ("real", "a/drawn", "b/drawn"):
+        save(tmp_path / name / "0.png", tissue(200, 200, len(name)))
+    request = asked(
+        tmp_path / "real", tmp_path / "a" / "drawn", tmp_path / "report", features, runs=(tmp_path / "b" / "drawn",),
+        only=("fidelity",), crop=32, crops=8,
+    )  # fmt: skip
+    assert len(evaluate(request).results["fidelity"][0]["rows"][0]["runs"]) == 2
+    assert sorted(path.name for path in (tmp_path / "report" / "crops").iterdir()) == [
+        "real", "synthetic", "synthetic_run_2",
+    ]  # fmt: skip
+
+
 def test_a_slide_is_cropped_to_the_tiles_it_is_compared_with(tmp_path: Path, features: str) -> None:
     slide = save_slide(tmp_path / "slide.tif", tissue(640, 512), 0.5)
     for number in range(8):
@@ -173,7 +186,8 @@ def test_a_slide_is_cropped_to_the_tiles_it_is_compared_with(tmp_path: Path, fea
     save(tmp_path / "large" / "0.png", tissue(600, 600))
     how: dict[str, Any] = {"only": ("fidelity",), "crops": 8}
     results = evaluate(asked(tmp_path / "tiles", slide, tmp_path / "one", features, **how)).results
-    assert results["sets"]["synthetic"][0] == {"source": "synthetic", "count": 8, "size_px": 64, "cells": {"all": 8}}
+    told = results["sets"]["synthetic"][0]
+    assert told == {"source": "crops of slide.tif", "count": 8, "size_px": 64, "cells": {"all": 8}}
     results = evaluate(asked(slide, tmp_path / "large", tmp_path / "two", features, **how)).results
     assert results["sets"]["real"]["size_px"] == results["sets"]["synthetic"][0]["size_px"] == module.CROP_PX
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pathup import draws, storage
 from pathup.errors import PathUpError
-from pathup.evaluation.tile_sets import TileSet
+from pathup.evaluation.tile_sets import TileSet, metadata_folders
 from pathup.slides.images import REGION_SUFFIXES, image_size
 from pathup.slides.reader import SLIDE_SUFFIXES, SlideReader, is_slide, open_slide
 from pathup.tiles.cutting import tissue_fraction
@@ -45,7 +45,8 @@ def are_tiles(path: Path, side_px: int) -> bool:
     """Whether the first image of a folder is a tile of that side already, so that nothing is to be cropped."""
     if not path.is_dir():
         return False
-    file = next((file for file, _ in large_images(path)), None)
+    folder = next(iter(metadata_folders(path)), path)  # those of several levels lie under one
+    file = next((file for file, _ in large_images(folder)), None)
     return file is not None and not is_slide(file) and image_size(file) == (side_px, side_px)
 
 

@@ -178,7 +178,7 @@ def _sets(request: EvaluateRequest, folder: Path, tell: Progress) -> Sets:
     train = _train(request, folder, tell)
     runs = []
     for number, path in enumerate((request.fake, *request.runs)):
-        name = "synthetic" if number == 0 else f"synthetic ({path.name})"
+        name = "synthetic" if number == 0 else f"synthetic, run {number + 1}"
         runs.append(_loaded(request, path, name, folder, None, tell))
     own = {level for run in runs for level in run.levels}
     if None not in own:
@@ -212,13 +212,14 @@ def _loaded(
     side = _crop_side(request)
     if needs_crops(path) or (side is not None and not is_tiles_folder(path) and not are_tiles(path, side)):
         side = side or CROP_PX
-        target = folder / CROPS_FOLDER / name.replace(" ", "_").replace("(", "").replace(")", "")
+        target = folder / CROPS_FOLDER / name.replace(",", "").replace(" ", "_")
         cut_crops(
             path, target, side_px=side, count=request.crops, seed=request.seed, mpp=request.mpp,
             assume_mpp=request.mpp, progress=lambda done, total: tell(f"crops, {name}", done, total),
         )  # fmt: skip
-        path = target
-    tiles = load_tile_set(path, name, split=split, mpp=request.mpp)
+        tiles = replace(load_tile_set(target, name, mpp=request.mpp), source=f"crops of {path.name}")
+    else:
+        tiles = load_tile_set(path, name, split=split, mpp=request.mpp)
     if request.level is None:
         return tiles
     if set(tiles.levels) == {None}:
