@@ -158,7 +158,7 @@ def test_of_nested_components_the_more_elliptic_are_kept() -> None:
 @pytest.mark.skipif(
     not (SHARED / "data" / "regions").is_dir(), reason=f"real regions are not at hand ({SHARED}/data/regions)"
 )
-@pytest.mark.parametrize(("which", "fields_within"), [("first", 7), ("second", 6)])
+@pytest.mark.parametrize(("which", "fields_within"), [("first", 7), ("second", 6), ("second, other reader", 4)])
 def test_counts_on_real_regions_agree_with_counts_by_hand(which: str, fields_within: int) -> None:
     from pathup.slides.images import read_image
 
@@ -169,8 +169,8 @@ def test_counts_on_real_regions_agree_with_counts_by_hand(which: str, fields_wit
         found.append(measured(read_image(SHARED / "data" / "regions" / field["file"])[place], field["mpp"]).count)
     hand, count = np.array(by_hand), np.array(found)
     assert len(hand) == 10
-    # Within 15 % holds for all fields together (-8.5 % and -12.4 %), for the median field (8 %), and for 8 and 7 of the
-    # 10. It does not hold where there are few nuclei among fibres (keloid: 8 by hand, 16 found) or crowded small ones
+    # Within 15 % holds for all fields together (-8.5 %; -12.4 % and -10.5 % by the two readers of the second set), for
+    # the median field, and for 8; 7 and 5 of the 10. It does not hold where there are few nuclei among fibres (keloid: 8 by hand, 16 found) or crowded small ones
     # (polyp: 108 by hand and 71 found, 120 and 75).
     assert count.sum() == pytest.approx(hand.sum(), rel=0.15)
     off = abs(count - hand) / hand
