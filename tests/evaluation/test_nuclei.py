@@ -170,8 +170,8 @@ def test_counts_on_real_regions_agree_with_counts_by_hand(which: str, fields_wit
     hand, count = np.array(by_hand), np.array(found)
     assert len(hand) == 10
     # Within 15 % holds for all fields together (-8.5 %; -12.4 % and -10.5 % by the two readers of the second set), for
-    # the median field, and for 8; 7 and 5 of the 10. It does not hold where there are few nuclei among fibres (keloid: 8 by hand, 16 found) or crowded small ones
-    # (polyp: 108 by hand and 71 found, 120 and 75).
+    # the median field, and for 8; 7 and 5 of the 10. It does not hold where there are few nuclei among fibres (keloid:
+    # 8 by hand, 16 found) or crowded small ones (polyp: 108 by hand and 71 found, 120 or 125 and 75).
     assert count.sum() == pytest.approx(hand.sum(), rel=0.15)
     off = abs(count - hand) / hand
     assert np.median(off) <= 0.15 and (off <= 0.15).sum() >= fields_within  # one less than now: a pixel may tip a field
