@@ -9,7 +9,6 @@ import numpy as np
 
 from pathup.errors import PathUpError
 from pathup.evaluation.comparisons import Comparison
-from pathup.evaluation.encoders import Encoder
 from pathup.evaluation.fidelity import LEAST, METRICS, fidelity, torch_fidelity_check
 from pathup.evaluation.tile_sets import TileSet, drawn
 
@@ -213,8 +212,3 @@ def checked_against_torch_fidelity(
     side = _Side(tiles, [synthetic], features)
     figures = torch_fidelity_check(sides.real.at(real), side.at(synthetic))
     return {"counts": {"real": len(real), "synthetic": len(synthetic)}, "figures": figures}
-
-
-def described(encoder: Encoder) -> dict[str, Any]:
-    """What a result says of the features that its figures are on."""
-    return {**encoder.described(), "literature": sorted(encoder.literature)}
