@@ -188,7 +188,7 @@ def _demonstrated(request: DemoRequest) -> dict[str, Any]:
 
     timesteps = last_timesteps(pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0)
     forwards = {
-        "classes.png": forwards_of(count, len(timesteps), settings.guidance),
+        "classes.png": forwards_of(count * len(timesteps), settings.guidance),
         "slide.ome.tiff": report.forwards,
     }
     content = {

@@ -14,10 +14,7 @@ from pathup.evaluation.runs import EvaluateRequest
 from pathup.slides.writer import write_ome_tiff, write_png
 from tests.tiles.made import save, tissue
 
-PROVENANCE = {
-    "width_px": 512, "height_px": 384, "pixels_per_latent": 4,
-    "sampling": {"window_latent": 32, "overlap_latent": 0, "weighted": True},
-}  # fmt: skip
+PROVENANCE: dict[str, Any] = {"window_lines": {"last": [[128, 256, 384], [128, 256]]}}
 
 
 @dataclass
@@ -50,23 +47,30 @@ def test_the_recorded_grid_is_used_and_a_seam_on_it_found(tmp_path: Path, name: 
     write = write_png if name.endswith("png") else write_ome_tiff
     how: dict[str, Any] = {} if name.endswith("png") else {"compression": "deflate"}
     write(tmp_path / name, [stepped(512, 384, 128)], shape=(384, 512), mpp=0.5, provenance=PROVENANCE, **how)
-    assert recorded_lines(tmp_path / name) == ([128, 256, 384], [128, 256])
+    assert recorded_lines(tmp_path / name) == {"last": ([128, 256, 384], [128, 256])}
     found = looked_for(tmp_path, tmp_path / name)
     assert {result["grid_from"] for result in found} == {"recorded"}
     assert all(result["p_value"] < 0.01 for result in found)
 
 
-def test_hard_windows_meet_half_way_between_centres(tmp_path: Path) -> None:
-    sampling = {**PROVENANCE["sampling"], "overlap_latent": 16, "weighted": False}
-    told = {**PROVENANCE, "sampling": sampling}
-    write_png(tmp_path / "a.png", [tissue(512, 384)], shape=(384, 512), mpp=0.5, provenance=told)
-    xs, ys = recorded_lines(tmp_path / "a.png") or ([], [])
-    assert xs == [96, 160, 224, 288, 352, 416] and ys == [96, 160, 224, 288]
+def test_each_kind_of_lines_is_looked_at_by_itself(tmp_path: Path) -> None:
+    lines = {"last": [[64, 192, 320, 448], [64, 192, 320]], "shifted": PROVENANCE["window_lines"]["last"]}
+    told = {"window_lines": lines}
+    write_png(tmp_path / "a.png", [stepped(512, 384, 128)], shape=(384, 512), mpp=0.5, provenance=told)
+    by_kind = {found["grid_from"]: found["p_value"] for found in looked_for(tmp_path, tmp_path / "a.png")}
+    assert by_kind["recorded, shifted"] < 0.01 < by_kind["recorded"]
+
+
+@pytest.mark.parametrize("lines", [None, [], {"last": 3}, {"last": [["a"], []]}, {"last": [[1.5], []]}])
+def test_lines_that_are_none_are_searched_for(tmp_path: Path, lines: Any) -> None:
+    path = tmp_path / "a.png"
+    write_png(path, [tissue(512, 384)], shape=(384, 512), mpp=0.5, provenance={"window_lines": lines})
+    assert recorded_lines(path) == {}
 
 
 def test_an_image_of_others_has_its_grid_given_or_searched_for(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", stepped(512, 512, 128))
-    assert recorded_lines(path) is None
+    assert recorded_lines(path) == {}
     (given,) = looked_for(tmp_path, path, grid="128")
     (beside,) = looked_for(tmp_path, path, grid="128+64")
     assert given["p_value"] < 0.01 < beside["p_value"] and given["grid_from"] == "given, 128 px"
@@ -76,7 +80,7 @@ def test_an_image_of_others_has_its_grid_given_or_searched_for(tmp_path: Path) -
 
 def test_large_slides_are_read_field_by_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_images, "FIELD_PX", 256)
-    told = {**PROVENANCE, "width_px": 1024, "height_px": 512}
+    told = {"window_lines": {"last": [list(range(128, 1024, 128)), list(range(128, 512, 128))]}}
     write_png(tmp_path / "a.png", [tissue(1024, 512)], shape=(512, 1024), mpp=0.5, provenance=told)
     found = looked_for(tmp_path, tmp_path / "a.png")
     assert len(found) == 4 and {result["size"] for result in found} == {"256 x 256"}

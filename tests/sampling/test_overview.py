@@ -9,7 +9,8 @@ from PIL import Image
 
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
-from pathup.sampling.overview import EnlargedOverview, draw_overview, sampling_levels
+from pathup.sampling.layouts import plain_layout
+from pathup.sampling.overview import EnlargedOverview, draw_overview, overview_bands, sampling_levels
 from pathup.sampling.synthesis import resolve_settings
 
 
@@ -44,22 +45,36 @@ def test_levels_of_no_whole_ratio_are_refused(pipeline: PathUpPipeline) -> None:
         sampling_levels(Fake())  # type: ignore[arg-type]
 
 
-def _draw(pipeline: PathUpPipeline, label: str = "A", size: tuple[int, int] = (32, 32), **changed: Any) -> Any:
+def _draw(
+    pipeline: PathUpPipeline, label: str = "A", size: tuple[int, int] = (32, 32), seed: int = 0, index: int = 0
+) -> tuple[np.ndarray, int]:
+    """The overview's pixels and the windows that it took."""
     settings = resolve_settings(pipeline, steps=2)
-    arguments = {"seed": 0, "index": 0, "settings": settings, **changed}
-    return draw_overview(pipeline, label, size_px=size, **arguments)
+    layout = plain_layout(label, (4 * size[0], 4 * size[1]))
+    windows = []
+    latents = draw_overview(
+        pipeline,
+        layout,
+        size_px=size,
+        shrink=4,
+        seed=seed,
+        keys=(label, index),
+        settings=settings,
+        progress=lambda _, done, total: windows.append(total),
+    )
+    return np.concatenate(list(overview_bands(pipeline, latents, size, layout, 4))), windows[-1]
 
 
 def test_one_window_many_windows_and_a_cut_out_centre(pipeline: PathUpPipeline) -> None:
-    one, forwards = _draw(pipeline)  # tile_px is 32: exactly one window
+    one, windows = _draw(pipeline)  # tile_px is 32: exactly one window
     assert one.shape == (32, 32, 3) and one.dtype == np.uint8
-    assert forwards == 2 * 2  # two steps, guided
-    many, forwards = _draw(pipeline, size=(48, 64))
+    assert windows == 2  # two steps
+    many, windows = _draw(pipeline, size=(48, 64))
     assert many.shape == (48, 64, 3)
-    assert forwards == 2 * 2 * (2 * 3)  # 12 x 16 positions in windows of 8 with 4 overlap
-    cut, forwards = _draw(pipeline, size=(16, 24))
+    assert windows == 2 * (2 * 3)  # 12 x 16 positions in windows of 8 with 4 overlap
+    cut, windows = _draw(pipeline, size=(16, 24))
     assert cut.shape == (16, 24, 3)
-    assert forwards == 2 * 2
+    assert windows == 2
     assert np.array_equal(cut, one[8:24, 4:28])  # the centre of the window that is drawn
 
 

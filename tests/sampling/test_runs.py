@@ -12,7 +12,7 @@ from PIL import Image
 
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
-from pathup.sampling import runs
+from pathup.sampling import large, runs, single_tiles
 from pathup.sampling.device import choose_device, peak_memory_bytes
 from pathup.sampling.runs import GenerateRequest, generate, model_sha256
 
@@ -44,7 +44,7 @@ def test_one_png_and_one_tiff_of_the_same_image(model: Path, tmp_path: Path) -> 
     # overview: one window, 2 steps; canvas: 12 x 16 positions are 2 x 3 windows, round(0.6 * 2) = 1 step; guided
     assert report.forwards == 2 * (2 + 6)
     assert report.peak_memory_bytes > 50 * 2**20  # torch alone is more than that
-    assert {"overview", "encode", "canvas", "decode and write", "total"} == set(report.seconds)
+    assert {"overview", "encode", "canvas", "decode", "write", "total"} == set(report.seconds)
     pixels = _pixels(tmp_path / "a.png")
     assert pixels.shape == (48, 64, 3)
     with Image.open(tmp_path / "a.png") as image:
@@ -109,7 +109,7 @@ def test_single_tiles_resume_by_index(model: Path, tmp_path: Path) -> None:
 def test_a_killed_run_leaves_whole_images_and_no_metadata(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, calls = tmp_path / "out", runs.write_image, []
+    out, real, calls = tmp_path / "out", single_tiles.write_image, []
 
     def killed(*arguments: Any, **named: Any) -> None:
         calls.append(1)
@@ -117,7 +117,7 @@ def test_a_killed_run_leaves_whole_images_and_no_metadata(
             raise KeyboardInterrupt
         real(*arguments, **named)
 
-    monkeypatch.setattr(runs, "write_image", killed)
+    monkeypatch.setattr(single_tiles, "write_image", killed)
     with pytest.raises(KeyboardInterrupt):
         _run(model, out, level="patch", size=None, count=4)
     assert sorted(path.name for path in out.glob("*.*")) == ["A_0000.png", "A_0001.png", "pathup.run.json"]
@@ -185,6 +185,12 @@ def test_a_reference_image(model: Path, tmp_path: Path) -> None:
         ({"device": "cuda:99"}, r"torch sees \d+ CUDA devices"),
         ({"format": "jpeg", "out": "folder"}, "unknown format 'jpeg'"),
         ({"threads": 0}, "threads is 0"),
+        ({"windows": "shift"}, "windows 'shift'"),
+        ({"window_weight": "eq6"}, "window_weight 'eq6'"),
+        ({"overlap": 8}, "overlap_latent 8 is not less than"),
+        ({"level": "patch", "size": None, "windows": "shifted", "out": "folder"}, "--windows is for large images"),
+        ({"label": "all", "layout": Path("a.geojson"), "out": "folder"}, "--label all draws every class"),
+        ({"layout": Path("a.geojson"), "layout_unit": "mm"}, "layout unit 'mm'"),
     ],
 )
 def test_each_mistake_is_one_sentence_and_writes_nothing(
@@ -217,7 +223,7 @@ def test_too_little_memory_is_a_sentence(model: Path, tmp_path: Path, monkeypatc
     def out_of_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(runs, "synthesise", out_of_memory)
+    monkeypatch.setattr(large, "synthesise", out_of_memory)
     with pytest.raises(PathUpError, match="memory is not enough"):
         _run(model, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

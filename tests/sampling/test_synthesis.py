@@ -48,6 +48,19 @@ def test_the_same_seed_gives_the_same_image_for_any_window_batch(pipeline: PathU
     assert not np.array_equal(other, again)
 
 
+def test_shifted_windows_cost_one_coverage_a_step_but_the_last(pipeline: PathUpPipeline) -> None:
+    result = synthesise(pipeline, "B", size_px=(128, 128), seed=9, steps=10, windows="shifted")
+    # 32 x 32 positions: 6 steps on the canvas, of which the last two overlap by 2: 25 windows of 8 x 8
+    assert result.plan.canvas.coverage == 4 + 2 * 25 * 64 / 1024
+    overlapped = synthesise(pipeline, "B", size_px=(128, 128), seed=9, steps=10)
+    assert overlapped.plan.canvas.coverage == 6 * 49 * 64 / 1024
+    assert not np.array_equal(result.pixels(pipeline), overlapped.pixels(pipeline))
+    lines = result.provenance()["window_lines"]
+    assert set(lines) == {"last", "shifted"} and set(overlapped.provenance()["window_lines"]) == {"last"}
+    xs, ys = result.plan.canvas[3].lines("hann")
+    assert lines["shifted"] == [[4 * x for x in xs], [4 * y for y in ys]]
+
+
 def test_a_reference_takes_the_place_of_the_overview(pipeline: PathUpPipeline) -> None:
     reference = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     result = synthesise(pipeline, "A", size_px=SIZE, reference=reference)
@@ -75,9 +88,9 @@ def test_little_strength_keeps_more_of_the_reference(pipeline: PathUpPipeline) -
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "unipc", "euler"])
 def test_every_scheduler(pipeline: PathUpPipeline, scheduler: str) -> None:
-    result = synthesise(pipeline, "A", size_px=(64, 64), steps=4, scheduler=scheduler, weighted=False)
+    result = synthesise(pipeline, "A", size_px=(64, 64), steps=4, scheduler=scheduler, window_weight="hard")
     assert torch.isfinite(result.latents_CHW).all()
-    assert result.settings.scheduler == scheduler and not result.settings.weighted
+    assert result.settings.scheduler == scheduler and result.settings.window_weight == "hard"
 
 
 def test_sizes_that_cannot_be_sampled_name_the_nearest(pipeline: PathUpPipeline) -> None:
@@ -109,6 +122,12 @@ def test_values_out_of_range_and_unknown_names(pipeline: PathUpPipeline) -> None
         resolve_settings(pipeline, steps=0)
     with pytest.raises(PathUpError, match="guidance -1"):
         resolve_settings(pipeline, guidance=-1.0)
+    with pytest.raises(PathUpError, match=r"windows 'shift'.*'overlapped' or 'shifted'"):
+        resolve_settings(pipeline, windows="shift")
+    with pytest.raises(PathUpError, match=r"window_weight 'eq6'.*'equation_6'"):
+        resolve_settings(pipeline, window_weight="eq6")
+    with pytest.raises(PathUpError, match="overlap_latent 8 is not less than window_latent 8"):
+        resolve_settings(pipeline, overlap_latent=8)
     with pytest.raises(PathUpError, match=r"scheduler 'dimm'.*'ddim'"):
         resolve_settings(pipeline, scheduler="dimm")
     with pytest.raises(PathUpError, match="unknown label 'a'; did you mean 'A'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathup.evaluation.crops import large_images
 from pathup.evaluation.parts import Work
 from pathup.evaluation.seam_search import search_grid
 from pathup.evaluation.seams import LEAST_SIDE, SeamGrid, measure_seams
-from pathup.sampling.windows import WindowGrid
 from pathup.slides.provenance import provenance_of
 from pathup.slides.reader import open_slide
 
@@ -53,46 +53,60 @@ def seams(work: Work) -> list[dict[str, Any]]:
     return found
 
 
-def recorded_lines(path: Path) -> tuple[list[int], list[int]] | None:
-    """Columns and rows, in pixels, at which windows meet, as ``pathup generate`` recorded them; None where not."""
+def recorded_lines(path: Path) -> dict[str, tuple[list[int], list[int]]]:
+    """Columns and rows, in pixels, before which windows change, as ``pathup generate`` recorded them; empty where not.
+
+    ``last`` are the windows of the last step; with shifted windows, ``shifted`` are those of the last shifted step.
+    """
     told = provenance_of(path) or {}
     try:
-        sampling, unit = told["sampling"], int(told["pixels_per_latent"])
-        grid = WindowGrid(
-            told["height_px"] // unit, told["width_px"] // unit, sampling["window_latent"], sampling["overlap_latent"]
-        )
-        xs, ys = grid.lines(weighted=bool(sampling["weighted"]))
-    except (KeyError, TypeError, ValueError, PathUpError):
-        return None
-    return [unit * x for x in xs], [unit * y for y in ys]
+        found = {str(name): (_lines(xs), _lines(ys)) for name, (xs, ys) in told["window_lines"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return found
+
+
+def _lines(found: Any) -> list[int]:
+    return [operator.index(at) for at in found]
 
 
 def _of_image(path: Path, asked: str | None, seed: int) -> Iterator[dict[str, Any]]:
-    recorded = recorded_lines(path) if asked is None else None
+    recorded = recorded_lines(path) if asked is None else {}
     pitch, offset = parsed_grid(asked) if asked is not None else (0, (0, 0))
     for field in _fields(path):
         height, width = field.pixels_HWC.shape[:2]
         told: dict[str, Any] = {"image": path.name, "size": f"{width} x {height}", "left": field.left, "top": field.top}
         if asked is not None:
-            grid = SeamGrid.regular(width, height, pitch, (offset[0] - field.left, offset[1] - field.top))
-            told["grid_from"] = f"given, {pitch} px"
-        elif recorded is not None:
-            xs, ys = (
-                tuple(line - start for line in lines if 0 < line - start < length)
-                for lines, start, length in zip(recorded, (field.left, field.top), (width, height), strict=True)
-            )
-            if not xs and not ys:
-                continue
-            grid = SeamGrid(width, height, xs, ys)
-            told["grid_from"] = "recorded"
+            grids = {
+                f"given, {pitch} px": SeamGrid.regular(
+                    width, height, pitch, (offset[0] - field.left, offset[1] - field.top)
+                )
+            }
+        elif recorded:
+            grids = {
+                "recorded" if name == "last" else f"recorded, {name}": grid
+                for name, lines in recorded.items()
+                if (grid := _cut(lines, field)) is not None
+            }
         else:
             search = search_grid(field.pixels_HWC, seed=seed)
-            grid = search.grid
-            told |= {"grid_from": f"searched, {search.pitch} px", "search_p_value": search.p_value}
-        report = measure_seams(field.pixels_HWC, grid, seed=seed).as_json()
-        if "search_p_value" in told:
-            report["p_value"] = told["search_p_value"]  # the grid was chosen for its steps: only this one counts
-        yield {**told, **report}
+            grids = {f"searched, {search.pitch} px": search.grid}
+        for grid_from, grid in grids.items():
+            report = measure_seams(field.pixels_HWC, grid, seed=seed).as_json()
+            if asked is None and not recorded:
+                # the grid was chosen for its steps: only this p-value counts
+                report |= {"p_value": search.p_value, "search_p_value": search.p_value}
+            yield {**told, "grid_from": grid_from, **report}
+
+
+def _cut(lines: tuple[list[int], list[int]], field: _Field) -> SeamGrid | None:
+    """The lines within a field; None where there are none."""
+    height, width = field.pixels_HWC.shape[:2]
+    xs, ys = (
+        tuple(line - start for line in along if 0 < line - start < length)
+        for along, start, length in zip(lines, (field.left, field.top), (width, height), strict=True)
+    )
+    return SeamGrid(width, height, xs, ys) if xs or ys else None
 
 
 def parsed_grid(text: str) -> tuple[int, tuple[int, int]]:

@@ -344,7 +344,21 @@ class SamplingRecipe(Section):
     window_latent: Positive = Field(description="side of a window")
     overlap_latent: int = Field(ge=0, description="overlap of neighbouring windows")
     window_batch: Positive = Field(16, description="windows, or tiles, at once: memory and speed only")
-    weighted: bool = Field(True, description="eq. 6's weights; off: hard tiles, table 4's 'w/o w'")
+    windows: Literal["overlapped", "shifted"] = Field(
+        "overlapped",
+        description="`overlapped`: the same overlapping windows at each step, as the paper has it; `shifted`: each "
+        "step covers the canvas once with windows that lie elsewhere, and only the last steps overlap",
+    )
+    overlapped_share: Fraction = Field(
+        0.3,
+        description="share of the steps, the last ones and at least one, in which shifted windows overlap, by half of "
+        "`overlap_latent`",
+    )
+    window_weight: Literal["hann", "equation_6", "hard"] = Field(
+        "hann",
+        description="how overlapping windows blend: `hann` falls to 0 at a window's rim, `equation_6` to a half, "
+        "`hard` gives each position one window (table 4's 'w/o w')",
+    )
     size_px: Positive = Field(2048, description="side of a large image")
 
     @model_validator(mode="after")

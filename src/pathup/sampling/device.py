@@ -10,7 +10,7 @@ import torch
 
 from pathup.errors import PathUpError, unknown
 
-__all__ = ["choose_device", "clear_memory_errors", "peak_memory_bytes"]
+__all__ = ["Returning", "choose_device", "clear_memory_errors", "peak_memory_bytes", "returned", "sent"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,6 +28,36 @@ def choose_device(name: str) -> torch.device:
             f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the CPU on their way to the device; on a GPU the call does not wait for them to arrive."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+class Returning:
+    """Values on their way from the device to the CPU."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(values.device))
+        else:
+            self._values = values.cpu()
+
+    def wait(self) -> torch.Tensor:
+        """The values, once they are here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values
+
+
+def returned(values: torch.Tensor) -> Returning:
+    """Begin to fetch values from their device; what is asked of it meanwhile does not wait for them."""
+    return Returning(values)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Group normalisation with statistics that are fixed for a whole canvas.
+"""Statistics of a whole canvas, held fixed: those of group normalisation, and the keys of attention.
 
 `torch.nn.GroupNorm` normalises each piece it is given by that piece's own mean and variance. An image that is
 decoded in tiles is then normalised tile by tile, and the same white background comes out in another tone
@@ -10,43 +10,122 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-__all__ = ["NormStatistics", "fixed_norms", "measure_norms"]
+from pathup.errors import PathUpError
+from pathup.storage import atomic_path
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+__all__ = ["NormStatistics", "fixed_norms", "measure_norms", "replaced_forwards"]
+
+Forward = Callable[..., torch.Tensor]
+Layer = TypeVar("Layer", bound=nn.Module)
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+KINDS = {"groups": ("mean", "variance"), "attention": ("keys", "values")}
 
 
 @dataclass(frozen=True)
 class NormStatistics:
-    """Mean and variance of each group of each `GroupNorm`, by the layer's name: (G,) and (G,), float32."""
+    """What the layers of an autoencoder need to know of a whole canvas.
 
-    groups: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    Attributes
+    ----------
+    groups
+        Mean and variance of each group of each `GroupNorm`, by the layer's name: (G,) and (G,), float32.
+    attention
+        Keys and values of each attention in the middle of the network, by the layer's name: (heads, N, D) each,
+        of N positions of the canvas (`pathup.sampling.mid_attention`). Empty for convolutions alone.
+    """
+
+    groups: dict[str, Pair] = field(default_factory=dict)
+    attention: dict[str, Pair] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write to a safetensors file, atomically; a PathUpError where that fails."""
+        tensors = {
+            f"{kind}/{name}/{part}": tensor.detach().cpu().contiguous()
+            for kind, parts in KINDS.items()
+            for name, pair in getattr(self, kind).items()
+            for part, tensor in zip(parts, pair, strict=True)
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> NormStatistics:
+        """Read what `save` wrote, onto the CPU.
+
+        Raises
+        ------
+        PathUpError
+            The file is missing, damaged, or holds something else.
+        """
+        found: dict[str, dict[str, Pair]] = {kind: {} for kind in KINDS}
+        try:
+            tensors = load_file(path)
+            for key in tensors:
+                kind, name, part = key.split("/")
+                if part == KINDS[kind][0]:
+                    found[kind][name] = tensors[key], tensors[f"{kind}/{name}/{KINDS[kind][1]}"]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise PathUpError(
+                f"{path} holds no statistics of a canvas ({error}); remove it, and they are measured again"
+            ) from error
+        return cls(**found)
 
 
-def measure_norms(module: nn.Module, run: Callable[[], object]) -> NormStatistics:
+def measure_norms(
+    module: nn.Module,
+    run: Callable[[], object],
+    *,
+    margin: float = 0,
+    weights_B: torch.Tensor | None = None,
+    statistics: NormStatistics | None = None,
+) -> NormStatistics:
     """Record the statistics of every `GroupNorm` of `module` that `run` passes through.
 
     During the run each layer normalises its batch jointly (over batch, height and width), so the later layers
     are measured on what they will see once the earlier ones are fixed.
+
+    Parameters
+    ----------
+    module
+        The network.
+    run
+        Passes one batch through it.
+    margin
+        Share of a piece's height and width at each of its rims that is left out of the statistics: the network sees
+        zeros beyond a piece, where the canvas goes on. Needs layers that are given (B, C, H, W).
+    weights_B
+        How much each piece of the batch counts; they add up to 1. Unset: all the same.
+    statistics
+        Filled as the run goes, for a run that needs the earlier layers'; a new one when unset.
+
+    Returns
+    -------
+    NormStatistics
+        `statistics`.
     """
-    groups: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    statistics = NormStatistics() if statistics is None else statistics
 
     def joint(name: str, layer: nn.GroupNorm) -> Forward:
         def forward(x: torch.Tensor) -> torch.Tensor:
-            grouped = x.float().reshape(x.shape[0], layer.num_groups, -1)
-            variance, mean = torch.var_mean(grouped, dim=(0, 2), correction=0)
-            groups[name] = mean, variance
-            return _normalised(layer, x, mean, variance)
+            pair = _moments(_inner(x, margin).float().reshape(x.shape[0], layer.num_groups, -1), weights_B)
+            statistics.groups[name] = pair
+            return _normalised(layer, x, *pair)
 
         return forward
 
-    with _replaced(module, joint):
+    with replaced_forwards(module, nn.GroupNorm, joint):
         run()
-    return NormStatistics(groups)
+    return statistics
 
 
 @contextmanager
@@ -59,8 +138,49 @@ def fixed_norms(module: nn.Module, statistics: NormStatistics) -> Iterator[None]
         mean, variance = statistics.groups[name]
         return lambda x: _normalised(layer, x, mean, variance)
 
-    with _replaced(module, fixed):
+    with replaced_forwards(module, nn.GroupNorm, fixed):
         yield
+
+
+@contextmanager
+def replaced_forwards(
+    module: nn.Module, kind: type[Layer], make: Callable[[str, Layer], Forward | None]
+) -> Iterator[None]:
+    """Swap the forward of each layer of a kind, and put back what was there (also another library's hook)."""
+    before: list[tuple[Layer, Any]] = []
+    try:
+        for name, layer in module.named_modules():
+            if not isinstance(layer, kind):
+                continue
+            forward = make(name, layer)
+            if forward is not None:
+                before.append((layer, layer.__dict__.get("forward")))
+                layer.forward = forward  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, forward_before in before:
+            if forward_before is None:
+                del layer.forward
+            else:
+                layer.forward = forward_before  # type: ignore[method-assign]
+
+
+def _inner(x_BCHW: torch.Tensor, margin: float) -> torch.Tensor:
+    if not margin:
+        return x_BCHW
+    rows, columns = (round(margin * side) for side in x_BCHW.shape[-2:])
+    return x_BCHW[..., rows : x_BCHW.shape[-2] - rows, columns : x_BCHW.shape[-1] - columns]
+
+
+def _moments(x_BGN: torch.Tensor, weights_B: torch.Tensor | None) -> Pair:
+    """Mean and variance of each group over the batch, each piece by its weight."""
+    if weights_B is None:
+        variance_G, mean_G = torch.var_mean(x_BGN, dim=(0, 2), correction=0)
+        return mean_G, variance_G
+    variance_BG, mean_BG = torch.var_mean(x_BGN, dim=2, correction=0)
+    weights_B1 = weights_B.to(x_BGN.device, x_BGN.dtype)[:, None]
+    mean_G = (weights_B1 * mean_BG).sum(0)
+    return mean_G, (weights_B1 * (variance_BG + (mean_BG - mean_G).square())).sum(0)
 
 
 def _normalised(layer: nn.GroupNorm, x: torch.Tensor, mean_G: torch.Tensor, variance_G: torch.Tensor) -> torch.Tensor:
@@ -72,24 +192,3 @@ def _normalised(layer: nn.GroupNorm, x: torch.Tensor, mean_G: torch.Tensor, vari
         shift_C = shift_C * layer.weight.float() + layer.bias.float()
     shape = (1, -1) + (1,) * (x.ndim - 2)
     return torch.addcmul(shift_C.reshape(shape), x.float(), scale_C.reshape(shape)).to(x.dtype)
-
-
-@contextmanager
-def _replaced(module: nn.Module, make: Callable[[str, nn.GroupNorm], Forward | None]) -> Iterator[None]:
-    """Swap the forward of each `GroupNorm`, and put back what was there (also another library's hook)."""
-    before: list[tuple[nn.GroupNorm, object | None]] = []
-    try:
-        for name, layer in module.named_modules():
-            if not isinstance(layer, nn.GroupNorm):
-                continue
-            forward = make(name, layer)
-            if forward is not None:
-                before.append((layer, layer.__dict__.get("forward")))
-                layer.forward = forward  # type: ignore[method-assign, assignment]
-        yield
-    finally:
-        for layer, forward_before in before:
-            if forward_before is None:
-                del layer.forward
-            else:
-                layer.forward = forward_before  # type: ignore[method-assign, assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +10,40 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pathup import draws
 from pathup.errors import PathUpError
 from pathup.recipes import SamplingRecipe
-from pathup.sampling.canvas import canvas_noise
-from pathup.sampling.decoding import decode_image
-from pathup.sampling.tracking import Progress, denoise, forwards_of, last_timesteps
-from pathup.sampling.windows import WindowGrid
+from pathup.sampling.canvas import Canvas, canvas_noise, row_slices
+from pathup.sampling.conditions import Conditions
+from pathup.sampling.decoding import decode_bands
+from pathup.sampling.layouts import Layout
+from pathup.sampling.processes import ONE_PROCESS, Processes
+from pathup.sampling.schedule import WindowSchedule, window_schedule
+from pathup.sampling.states import MemoryStates, States
+from pathup.sampling.tracking import Progress, denoise_states, last_timesteps
 
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["ENLARGE_FILTER", "EnlargedOverview", "Levels", "draw_overview", "sampling_levels"]
+__all__ = [
+    "ENLARGE_FILTER",
+    "GLASS_RGB",
+    "EnlargedOverview",
+    "Levels",
+    "draw_overview",
+    "overview_bands",
+    "overview_schedule",
+    "sampling_levels",
+]
 
 ENLARGE_FILTER = "bicubic"
 """How an overview is enlarged to the canvas's pixels."""
+
+GLASS_RGB = (242, 242, 242)
+"""Colour of empty glass: bright and without hue, as a white-balanced scanner shows it."""
+
+_REACH_PX = 4
+"""Overview pixels around an area that its enlargement may depend on: bicubic takes two each way."""
 
 
 @dataclass(frozen=True)
@@ -64,65 +85,115 @@ def sampling_levels(pipeline: PathUpPipeline) -> Levels:
     return Levels(coarse["name"], fine["name"], round(ratio), float(fine["mpp"]))
 
 
+def overview_schedule(
+    pipeline: PathUpPipeline,
+    size_px: tuple[int, int],
+    settings: SamplingRecipe,
+    layout: Layout,
+    seed: int,
+    keys: tuple[str, int],
+) -> WindowSchedule:
+    """The windows of an overview of `size_px` overview pixels.
+
+    One that is smaller than a window is drawn at the window's size, in which the model has learnt to lay out tissue.
+    Beside glass the windows overlap at every step: no position then has a step that no window took part in.
+    """
+    height, width = (max(side // pipeline.factor, settings.window_latent) for side in size_px)
+    plain = settings.model_copy(update={"windows": "overlapped"}) if layout.has_glass else settings
+    steps = len(last_timesteps(pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0))
+    return window_schedule(plain, height, width, steps, draws.seed_of(seed, *keys, "overview"))
+
+
 def draw_overview(
     pipeline: PathUpPipeline,
-    label: str,
+    layout: Layout,
     *,
     size_px: tuple[int, int],
+    shrink: int,
     seed: int,
-    index: int,
+    keys: tuple[str, int],
     settings: SamplingRecipe,
+    states: States | None = None,
+    processes: Processes = ONE_PROCESS,
     progress: Progress | None = None,
-) -> tuple[np.ndarray, int]:
-    """Draw the overview of a class from noise, at the coarsest level.
+    on_step: Callable[[int], None] | None = None,
+) -> Canvas:
+    """Draw the latent of an overview from noise, at the coarsest level.
 
-    An overview larger than a window is itself a canvas of overlapped windows. One that is smaller is drawn at
-    the window's size, in which the model has learnt to lay out tissue, and the centre is cut out of it.
+    An overview larger than a window is itself a canvas, with windows as a large image has them.
 
     Parameters
     ----------
     pipeline
         The model.
-    label
-        The class.
+    layout
+        Which class lies where.
     size_px
         Height and width of the overview, in overview pixels; multiples of the model's factor.
-    seed, index
-        The draw; the same for a label, whatever else is drawn.
+    shrink
+        Pixels of the large image an overview pixel, each way.
+    seed, keys
+        The draw: label and index of the image.
     settings
         Scheduler, steps, guidance, windows.
-    progress
-        Called as ``progress('overview', windows done, windows)``.
+    states
+        Where the canvas lies; in memory when unset.
+    processes, progress, on_step
+        As in `denoise_states`; the stage is ``overview``.
 
     Returns
     -------
-    tuple of numpy.ndarray and int
-        uint8 RGB (H, W, 3), and the U-Net forwards it took.
+    Canvas
+        The latents.
     """
-    factor, level = pipeline.factor, sampling_levels(pipeline).overview
-    height, width = (max(side // factor, settings.window_latent) for side in size_px)
-    grid = WindowGrid(height, width, settings.window_latent, settings.overlap_latent)
+    level = sampling_levels(pipeline).overview
+    schedule = overview_schedule(pipeline, size_px, settings, layout, seed, keys)
     scheduler: Any = pipeline.make_scheduler(settings.scheduler)
     timesteps = last_timesteps(scheduler, settings.steps, 1.0)
-    # 'overview': in a model of one level the canvas would begin with the same noise, and repeat the overview
-    noise = canvas_noise((pipeline.latent_channels, height, width), seed, label, level, "overview", index)
-    latents = denoise(
+    shape = (pipeline.latent_channels, schedule.height, schedule.width)
+    states = MemoryStates(shape[1:]) if states is None else states
+    if states.latest is None and processes.is_main:
+        start = states.begin(0, shape[0])
+        for rows in row_slices(shape[1]):
+            # 'overview': in a model of one level the canvas would begin with the same noise, and repeat the overview
+            noise = canvas_noise(shape, seed, keys[0], level, "overview", *keys[1:], rows=rows)
+            start[:, rows, :] = noise * float(scheduler.init_noise_sigma)
+        states.commit(0)
+    processes.wait()
+    conditions = Conditions(pipeline, layout, level, pipeline.factor * shrink)
+    denoise_states(
         pipeline,
-        noise * scheduler.init_noise_sigma,
-        grid,
+        states,
+        schedule,
         scheduler,
         timesteps,
-        prompt=pipeline.prompt(label, level),
+        conditions=conditions,
         guidance=settings.guidance,
         window_batch=settings.window_batch,
-        weighted=settings.weighted,
+        weighting=settings.window_weight,
+        processes=processes,
         progress=progress,
         stage="overview",
+        on_step=on_step,
     )
-    image = decode_image(pipeline, latents)
-    top, left = (image.shape[0] - size_px[0]) // 2, (image.shape[1] - size_px[1]) // 2
-    image = np.ascontiguousarray(image[top : top + size_px[0], left : left + size_px[1]])
-    return image, forwards_of(len(grid), len(timesteps), settings.guidance)
+    return states.read()
+
+
+def overview_bands(
+    pipeline: PathUpPipeline, latents: Canvas, size_px: tuple[int, int], layout: Layout, shrink: int
+) -> Iterator[np.ndarray]:
+    """The decoded overview in bands, uint8 RGB: its centre of `size_px`, with glass where the layout has it."""
+    height, width = (side * pipeline.factor for side in latents.shape[1:])
+    top, left = (height - size_px[0]) // 2, (width - size_px[1]) // 2
+    at = 0
+    for band in decode_bands(pipeline, latents):
+        first, last = max(top - at, 0), min(top + size_px[0] - at, len(band))
+        if first < last:
+            part = np.ascontiguousarray(band[first:last, left : left + size_px[1]])
+            if layout.has_glass:
+                part[layout.glass_mask(at + first - top, 0, len(part), size_px[1], shrink)] = GLASS_RGB
+            yield part
+        at += len(band)
 
 
 class EnlargedOverview:
@@ -137,15 +208,24 @@ class EnlargedOverview:
     """
 
     def __init__(self, image: np.ndarray, size_px: tuple[int, int]) -> None:
-        # Planes of floats: on bytes Pillow rounds between its two passes, whose order depends on the area's shape
-        self._planes = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
+        self._image = image
         self._scale = (image.shape[0] / size_px[0], image.shape[1] / size_px[1])
 
     def __call__(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
         """Pixels (3, height, width) of an area, float32 in [-1, 1]; the same as cut out of the whole."""
         down, across = self._scale
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        y, x = max(0, int(top * down) - _REACH_PX), max(0, int(left * across) - _REACH_PX)
+        part = self._image[
+            y : int((top + height) * down) + 1 + _REACH_PX, x : int((left + width) * across) + 1 + _REACH_PX
+        ]
+        box = (left * across - x, top * down - y, (left + width) * across - x, (top + height) * down - y)
+        # Planes of floats: on bytes Pillow rounds between its two passes, whose order depends on the area's shape
         planes = [
-            np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC, box=box)) for plane in self._planes
+            np.asarray(
+                Image.fromarray(part[..., channel].astype(np.float32)).resize(
+                    (width, height), Image.Resampling.BICUBIC, box=box
+                )
+            )
+            for channel in range(3)
         ]
         return torch.from_numpy(np.stack(planes)).clamp(0, 255).div(127.5).sub(1)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,16 +16,41 @@ from pydantic import ValidationError
 from pathup.errors import PathUpError
 from pathup.model.components import set_steps
 from pathup.recipes import SamplingRecipe
-from pathup.sampling.canvas import canvas_noise
-from pathup.sampling.decoding import decode_bands, encode_canvas
-from pathup.sampling.overview import ENLARGE_FILTER, EnlargedOverview, Levels, draw_overview, sampling_levels
-from pathup.sampling.tracking import Progress, denoise, forwards_of, last_timesteps, noised
-from pathup.sampling.windows import WindowGrid
+from pathup.sampling.canvas import Canvas, canvas_noise
+from pathup.sampling.conditions import Glass
+from pathup.sampling.decoding import decode_bands, encode_canvas, measure_encoder
+from pathup.sampling.glass import GlassTiles, glass_latent
+from pathup.sampling.layouts import Layout, plain_layout
+from pathup.sampling.overview import (
+    ENLARGE_FILTER,
+    EnlargedOverview,
+    Levels,
+    draw_overview,
+    overview_bands,
+    sampling_levels,
+)
+from pathup.sampling.plan import Plan
+from pathup.sampling.processes import ONE_PROCESS, Processes
+from pathup.sampling.states import MemoryStates, States
+from pathup.sampling.tracking import Progress, denoise_states, noised
+from pathup.sampling.workspace import Workspace
 
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["Synthesis", "check_size", "resolve_settings", "resolve_size", "synthesise"]
+__all__ = ["Preview", "Synthesis", "check_size", "plan_image", "resolve_settings", "resolve_size", "synthesise"]
+
+
+class Preview(Protocol):
+    """Is shown an image as it grows."""
+
+    def overview(self, image: np.ndarray) -> None:
+        """The overview, uint8 RGB (h, w, 3)."""
+        ...
+
+    def canvas(self, latents: Canvas) -> None:
+        """The canvas after a step; its first C channels are the sample."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,70 +59,91 @@ class Synthesis:
 
     Attributes
     ----------
-    label, prompt, seed, index
+    plan
         What was drawn.
-    size_px
-        Height and width in pixels.
-    mpp
-        Micrometres per pixel.
-    settings
-        The sampling values, resolved.
     latents_CHW
-        The canvas, x_0: float32 on the CPU.
+        The canvas, x_0: float32, a tensor on the CPU or a file of the workspace.
     overview
         The reference overview, uint8 RGB (h, w, 3): drawn, or the one given. A drawn one may reach beyond the image
         at the bottom and the right, to a whole number of latent positions of its own.
-    overview_is_drawn
-        False when a reference image was given.
-    forwards
-        U-Net forwards: one window once through the U-Net; guidance takes two.
-    windows
-        Windows that cover the canvas.
+    glass
+        The latent of glass; None where the layout has none.
     seconds
         Wall time by stage: ``overview``, ``encode``, ``canvas``.
     """
 
-    label: str
-    prompt: str
-    seed: int
-    index: int
-    size_px: tuple[int, int]
-    mpp: float
-    settings: SamplingRecipe
-    latents_CHW: torch.Tensor
+    plan: Plan
+    latents_CHW: Canvas
     overview: np.ndarray
-    overview_is_drawn: bool
-    forwards: int
-    windows: int
+    glass: Glass | None
     seconds: dict[str, float]
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.plan.size_px
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per pixel."""
+        return self.plan.levels.mpp
+
+    @property
+    def settings(self) -> SamplingRecipe:
+        """The sampling values, resolved."""
+        return self.plan.settings
+
+    @property
+    def windows(self) -> int:
+        """Windows of the canvas's last step."""
+        return len(self.plan.canvas[len(self.plan.canvas) - 1])
+
+    @property
+    def forwards(self) -> int:
+        """U-Net forwards: one window once through the U-Net; guidance takes two."""
+        return self.plan.forwards_all
+
+    @property
+    def overview_is_drawn(self) -> bool:
+        """False when a reference image was given."""
+        return self.plan.draws_overview
+
+    def blank(self, pipeline: PathUpPipeline) -> GlassTiles | None:
+        """Where decoding has nothing to do, and the colour of glass there; None without glass."""
+        return None if self.glass is None else GlassTiles(pipeline, self.plan.layout, self.glass.latent_C)
 
     def bands(self, pipeline: PathUpPipeline, *, progress: Progress | None = None) -> Iterator[np.ndarray]:
         """The decoded image as uint8 RGB row bands, (rows, W, 3)."""
-        return decode_bands(pipeline, self.latents_CHW, progress=progress)
+        return decode_bands(pipeline, self.latents_CHW, blank=self.blank(pipeline), progress=progress)
 
     def pixels(self, pipeline: PathUpPipeline) -> np.ndarray:
         """The decoded image, uint8 RGB (H, W, 3)."""
         return np.concatenate(list(self.bands(pipeline)))
 
     def provenance(self) -> dict[str, Any]:
-        """Everything needed to draw this image again with the same model (and reference), as JSON values."""
-        sampling = self.settings.model_dump(mode="json", exclude={"size_px"})
-        given = (
-            {} if self.overview_is_drawn else {"overview_sha256": hashlib.sha256(self.overview.tobytes()).hexdigest()}
-        )
+        """What is needed to draw this image again with the same model, reference and layout, as JSON values."""
+        plan = self.plan
+        given = {} if plan.draws_overview else {"overview_sha256": hashlib.sha256(self.overview.tobytes()).hexdigest()}
+        prompts = {label: plan.pipeline.prompt(label, plan.levels.patch) for label in plan.layout.labels}
+        laid_out = {} if len(prompts) == 1 and not plan.layout.has_glass else {
+            "layout_sha256": plan.layout.digest,
+            "layout_shares": {label: round(share, 4) for label, share in plan.layout.class_areas().items()},
+        }  # fmt: skip
         return {
-            "label": self.label,
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "index": self.index,
+            "label": plan.label,
+            "prompt": prompts[plan.label] if plan.label in prompts else " | ".join(prompts.values()),
+            "seed": plan.seed,
+            "index": plan.index,
             "width_px": self.size_px[1],
             "height_px": self.size_px[0],
             "mpp": self.mpp,
-            "pixels_per_latent": self.size_px[0] // self.latents_CHW.shape[1],
-            "overview": "drawn" if self.overview_is_drawn else "given",
+            "pixels_per_latent": plan.pipeline.factor,
+            "overview": "drawn" if plan.draws_overview else "given",
             **given,
+            **laid_out,
             "enlarge_filter": ENLARGE_FILTER,
-            "sampling": sampling,
+            "sampling": self.settings.model_dump(mode="json", exclude={"size_px"}),
+            "window_lines": plan.window_lines(),
             "unet_forwards": self.forwards,
         }
 
@@ -122,10 +168,10 @@ def resolve_settings(pipeline: PathUpPipeline, **overrides: Any) -> SamplingReci
     return settings
 
 
-def check_size(pipeline: PathUpPipeline, size_px: tuple[int, int]) -> None:
+def check_size(pipeline: PathUpPipeline, size_px: tuple[int, int], settings: SamplingRecipe | None = None) -> None:
     """Raise a PathUpError, naming the nearest valid size, when (height, width) cannot be sampled."""
     multiple = pipeline.factor
-    least = pipeline.sampling.window_latent * multiple
+    least = (settings or pipeline.sampling).window_latent * multiple
     nearest = [max(round(side / multiple) * multiple, least) for side in size_px]
     height, width = size_px
     if min(size_px) < least:
@@ -140,6 +186,34 @@ def check_size(pipeline: PathUpPipeline, size_px: tuple[int, int]) -> None:
         )
 
 
+def plan_image(
+    pipeline: PathUpPipeline,
+    label: str,
+    *,
+    size_px: tuple[int, int] | None = None,
+    seed: int = 0,
+    index: int = 0,
+    reference: np.ndarray | None = None,
+    layout: Layout | None = None,
+    **overrides: Any,
+) -> Plan:
+    """What `synthesise` would draw with the same arguments, everything checked.
+
+    Raises
+    ------
+    PathUpError
+        Unknown label, a size or value that cannot be sampled, a reference of another shape.
+    """
+    settings = resolve_settings(pipeline, **overrides)
+    levels = sampling_levels(pipeline)
+    size_px = resolve_size(size_px, settings, reference, levels)
+    check_size(pipeline, size_px, settings)
+    if layout is None:
+        pipeline.prompt(label, levels.patch)  # an unknown label is named here
+        layout = plain_layout(label, size_px)
+    return Plan(pipeline, settings, layout, size_px, seed, label, index, draws_overview=reference is None)
+
+
 def synthesise(
     pipeline: PathUpPipeline,
     label: str,
@@ -147,14 +221,13 @@ def synthesise(
     size_px: tuple[int, int] | None = None,
     seed: int = 0,
     index: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    strength: float | None = None,
-    scheduler: str | None = None,
-    window_batch: int | None = None,
-    weighted: bool | None = None,
     reference: np.ndarray | None = None,
+    layout: Layout | None = None,
+    workspace: Workspace | None = None,
+    processes: Processes = ONE_PROCESS,
     progress: Progress | None = None,
+    preview: Preview | None = None,
+    **overrides: Any,
 ) -> Synthesis:
     """Draw one large image (Algorithm 1), up to decoding.
 
@@ -166,86 +239,142 @@ def synthesise(
     pipeline
         The model.
     label
-        The class.
+        The class; with a layout, that of everything it leaves out.
     size_px
         Height and width; the model's own ``size_px`` when unset (with a reference: its size, enlarged).
     seed, index
-        Image `index` of a label is a function of (seed, label, index) and of the settings alone.
-    steps, guidance, strength, scheduler, window_batch, weighted
-        Unset: the model's own. `strength` is the share of the schedule that the enlarged overview is taken back.
+        Image `index` of a label is a function of (seed, label, index), of the layout and of the settings alone.
     reference
         A uint8 RGB image (h, w, 3) of the size's aspect ratio that takes the place of the drawn overview.
+    layout
+        Which class lies where, of this size; `label` everywhere when unset.
+    workspace
+        The folder that keeps what is done, from which a killed run goes on; all is in memory when unset.
+    processes
+        Those that share the windows; several need a workspace.
     progress
         Called as ``progress(stage, done, total)`` with the stages ``overview``, ``encode`` and ``canvas``.
+    preview
+        Shown the overview, and the canvas after each step.
+    overrides
+        Values of `SamplingRecipe` in place of the model's own: steps, guidance, strength, scheduler, windows,
+        window_weight, overlap_latent, window_batch, ... `strength` is the share of the schedule that the enlarged
+        overview is taken back.
 
     Raises
     ------
     PathUpError
-        Unknown label, a size or value that cannot be sampled, a reference of another shape.
+        Unknown label, a size or value that cannot be sampled, a reference of another shape, a full disk.
     """
-    settings = resolve_settings(
-        pipeline,
-        steps=steps,
-        guidance=guidance,
-        strength=strength,
-        scheduler=scheduler,
-        window_batch=window_batch,
-        weighted=weighted,
+    plan = plan_image(
+        pipeline, label, size_px=size_px, seed=seed, index=index, reference=reference, layout=layout, **overrides
     )
-    levels = sampling_levels(pipeline)
-    prompt = pipeline.prompt(label, levels.patch)
-    size_px = resolve_size(size_px, settings, reference, levels)
-    check_size(pipeline, size_px)
     seconds: dict[str, float] = {}
-    forwards = 0
-    if reference is None:
+    overview = reference
+    if overview is None:
         with _timed(seconds, "overview"):
-            # whole latent positions of the overview; what they reach beyond the image is never encoded
-            coarse = pipeline.factor * levels.shrink
-            small = (-(-size_px[0] // coarse) * pipeline.factor, -(-size_px[1] // coarse) * pipeline.factor)
-            overview, forwards = draw_overview(
-                pipeline, label, size_px=small, seed=seed, index=index, settings=settings, progress=progress
-            )
-        enlarged = EnlargedOverview(overview, (small[0] * levels.shrink, small[1] * levels.shrink))
-    else:
-        overview, enlarged = reference, EnlargedOverview(reference, size_px)
-    height, width = (side // pipeline.factor for side in size_px)
+            overview = _overview(plan, workspace, processes, progress)
+    if preview is not None and processes.is_main:
+        preview.overview(overview)
     with _timed(seconds, "encode"):
-        clean = encode_canvas(pipeline, enlarged, (height, width), progress=progress)
+        states, glass = _begun(plan, EnlargedOverview(overview, plan.enlarged_px), workspace, processes, progress)
     with _timed(seconds, "canvas"):
-        grid = WindowGrid(height, width, settings.window_latent, settings.overlap_latent)
-        steps_taken = pipeline.make_scheduler(settings.scheduler)
-        timesteps = last_timesteps(steps_taken, settings.steps, settings.strength)
-        noise = canvas_noise((pipeline.latent_channels, height, width), seed, label, levels.patch, index)
-        start = noised(steps_taken, clean, noise, timesteps[0])
-        del clean, noise
-        latents = denoise(
+        scheduler, timesteps = plan.canvas_steps()
+        denoise_states(
             pipeline,
-            start,
-            grid,
-            steps_taken,
+            states,
+            plan.canvas,
+            scheduler,
             timesteps,
-            prompt=prompt,
-            guidance=settings.guidance,
-            window_batch=settings.window_batch,
-            weighted=settings.weighted,
+            conditions=plan.conditions(glass),
+            guidance=plan.settings.guidance,
+            window_batch=plan.settings.window_batch,
+            weighting=plan.settings.window_weight,
+            processes=processes,
             progress=progress,
+            on_step=None if preview is None else lambda _: preview.canvas(states.read()),
         )
-    return Synthesis(
-        label=label,
-        prompt=prompt,
-        seed=seed,
-        index=index,
-        size_px=size_px,
-        mpp=levels.mpp,
-        settings=settings,
-        latents_CHW=latents,
-        overview=overview,
-        overview_is_drawn=reference is None,
-        forwards=forwards + forwards_of(len(grid), len(timesteps), settings.guidance),
-        windows=len(grid),
-        seconds=seconds,
+    return Synthesis(plan, states.read(), overview, glass, seconds)
+
+
+def _overview(plan: Plan, workspace: Workspace | None, processes: Processes, progress: Progress | None) -> np.ndarray:
+    """The overview: as it lies in the workspace, or drawn."""
+    image = None if workspace is None else workspace.overview()
+    if image is not None:
+        return image
+    schedule = plan.overview
+    if schedule is None:
+        raise ValueError("this plan draws no overview")
+    states = None if workspace is None else workspace.states("overview", (schedule.height, schedule.width))
+    latents = draw_overview(
+        plan.pipeline,
+        plan.layout,
+        size_px=plan.overview_px,
+        shrink=plan.levels.shrink,
+        seed=plan.seed,
+        keys=(plan.label, plan.index),
+        settings=plan.settings,
+        states=states,
+        processes=processes,
+        progress=progress,
     )
+    if workspace is None:
+        bands = overview_bands(plan.pipeline, latents, plan.overview_px, plan.layout, plan.levels.shrink)
+        return np.concatenate(list(bands))
+    if processes.is_main:
+        bands = overview_bands(plan.pipeline, latents, plan.overview_px, plan.layout, plan.levels.shrink)
+        workspace.keep_overview(bands, plan.overview_px)
+    processes.wait()
+    image = workspace.overview()
+    if image is None:
+        raise PathUpError(f"the overview is not in {workspace.folder}; run the same command with --resume")
+    return image
+
+
+class _Noised:
+    """Takes clean latents, and holds them with the noise that denoising begins with."""
+
+    def __init__(self, plan: Plan, canvas: Canvas) -> None:
+        self._plan, self._canvas = plan, canvas
+        self._scheduler, timesteps = plan.canvas_steps()
+        self._first = timesteps[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._canvas.shape
+
+    def __setitem__(self, at: tuple[slice, slice, slice], values: torch.Tensor) -> None:
+        plan = self._plan
+        noise = canvas_noise(plan.shape, plan.seed, *plan.keys, rows=at[1], columns=at[2])
+        self._canvas[at] = noised(self._scheduler, values, noise, self._first)
+
+
+def _begun(
+    plan: Plan,
+    enlarged: EnlargedOverview,
+    workspace: Workspace | None,
+    processes: Processes,
+    progress: Progress | None,
+) -> tuple[States, Glass | None]:
+    """The noised canvas that denoising begins with, or what it has come to; and the latent of glass."""
+    pipeline, (channels, height, width) = plan.pipeline, plan.shape
+    states: States
+    states = MemoryStates((height, width)) if workspace is None else workspace.states("canvas", (height, width))
+    begun, glass, blank = states.latest is not None, None, None
+    if begun and not plan.layout.has_glass:
+        return states, None
+    statistics = measure_encoder(pipeline, enlarged, (height, width))
+    if plan.layout.has_glass:
+        glass = Glass(glass_latent(pipeline, statistics), plan.shape, plan.seed, *plan.keys)
+        blank = GlassTiles(pipeline, plan.layout, glass.latent_C)
+    if not begun and processes.is_main:
+        start = _Noised(plan, states.begin(0, channels))
+        encode_canvas(
+            pipeline, enlarged, (height, width), out=start, statistics=statistics, blank=blank, progress=progress
+        )
+        states.commit(0)
+    processes.wait()
+    return states, glass
 
 
 def resolve_size(

@@ -2,109 +2,217 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pathup.errors import PathUpError
 from pathup.model.components import check_finite, set_steps
-from pathup.sampling.canvas import CanvasFusion
-from pathup.sampling.windows import WindowGrid
+from pathup.sampling.canvas import Canvas
+from pathup.sampling.conditions import Conditions
+from pathup.sampling.device import Returning, returned, sent
+from pathup.sampling.fusion import BandFusion, window_bands
+from pathup.sampling.processes import ONE_PROCESS, Processes
+from pathup.sampling.schedule import WindowSchedule
+from pathup.sampling.states import MemoryStates, States
+from pathup.sampling.stepping import BandStepper
+from pathup.sampling.windows import Weighting, Windows
 
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["Progress", "denoise", "forwards_of", "last_timesteps", "noised"]
+__all__ = ["Progress", "denoise", "denoise_states", "forwards_of", "last_timesteps", "noised"]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; the unit of done and total is the stage's own."""
 
 
-@torch.inference_mode()
 def denoise(
     pipeline: PathUpPipeline,
     canvas_CHW: torch.Tensor,
-    grid: WindowGrid,
+    schedule: WindowSchedule,
     scheduler: Any,
     timesteps: torch.Tensor,
     *,
-    prompt: str,
-    guidance: float = 1.0,
-    window_batch: int = 16,
-    weighted: bool = True,
-    progress: Progress | None = None,
-    stage: str = "canvas",
+    conditions: Conditions,
+    **settings: Any,
 ) -> torch.Tensor:
-    """Take a noised canvas through the given timesteps.
-
-    At each timestep the U-Net sees every window once, in batches; the windows' predictions are fused on the
-    canvas by their weights, and one scheduler steps the whole canvas. For samplers that are linear in
-    (x_t, prediction), and for their histories, this is Algorithm 1 with its scheduler for each window
-    (``tests/sampling/reference.py``), without its copies.
+    """Take a noised canvas in memory through the given timesteps.
 
     Parameters
     ----------
-    pipeline
-        The model; only ``predict``, ``encode_prompts``, ``compute_device`` and the U-Net's precision are used.
     canvas_CHW
         x_T of the whole image: scaled by the scheduler's noise at ``timesteps[0]``. It is not changed.
-    grid
-        The windows.
-    scheduler
-        A fresh diffusers scheduler with its timesteps set. It must be deterministic: a random one would need
-        noise that is a function of the position.
-    timesteps
-        The timesteps to take, a tail of ``scheduler.timesteps``.
-    prompt
-        The text for every window.
-    guidance
-        Classifier-free guidance; 1 is none.
-    window_batch
-        Windows that the U-Net sees at once. The image does not depend on it (to rounding).
-    weighted
-        Equation 6's weights, or hard tiles ("w/o w").
-    progress, stage
-        Called with windows done of all windows in all timesteps.
+    pipeline, schedule, scheduler, timesteps, conditions, settings
+        As in `denoise_states`.
 
     Returns
     -------
     torch.Tensor
         x_0, (C, H, W) float32 on the CPU.
+    """
+    states = MemoryStates((schedule.height, schedule.width))
+    states.begin(0, canvas_CHW.shape[0])[:] = canvas_CHW
+    states.commit(0)
+    del canvas_CHW  # large: not to be held through all steps
+    denoise_states(pipeline, states, schedule, scheduler, timesteps, conditions=conditions, **settings)
+    return states.read()
+
+
+@torch.inference_mode()
+def denoise_states(
+    pipeline: PathUpPipeline,
+    states: States,
+    schedule: WindowSchedule,
+    scheduler: Any,
+    timesteps: torch.Tensor,
+    *,
+    conditions: Conditions,
+    guidance: float = 1.0,
+    window_batch: int = 16,
+    weighting: Weighting = "hann",
+    processes: Processes = ONE_PROCESS,
+    progress: Progress | None = None,
+    stage: str = "canvas",
+    on_step: Callable[[int], None] | None = None,
+) -> None:
+    """Take a noised canvas through the given timesteps, from the latest state there is.
+
+    At each timestep the U-Net sees the windows that the schedule gives, in batches; their predictions are fused on the
+    canvas by their weights, and one scheduler steps it, band by band from the top. For samplers that are
+    linear in (x_t, prediction), and for their histories, this is Algorithm 1 with its scheduler for each window
+    (``tests/sampling/reference.py``), without its copies.
+
+    Parameters
+    ----------
+    pipeline
+        The model; only ``predict``, ``compute_device`` and the U-Net's precision are used.
+    states
+        The canvas; its latest state is where to begin.
+    schedule
+        The windows of each step.
+    scheduler
+        A fresh diffusers scheduler with its timesteps set. It must be deterministic: a random one would need
+        noise that is a function of the position.
+    timesteps
+        The timesteps to take, a tail of ``scheduler.timesteps``; as many as the schedule has steps.
+    conditions
+        What each window is told, and which positions are glass.
+    guidance
+        Classifier-free guidance; 1 is none.
+    window_batch
+        Windows that the U-Net sees at once, in each process. The image does not depend on it (to rounding).
+    weighting
+        How overlapping windows blend.
+    processes
+        Those that share the windows; the main one writes states that all can read.
+    progress, stage
+        Called with windows done of all windows in all timesteps.
+    on_step
+        Called with the steps done, after each, in the main process.
 
     Raises
     ------
     PathUpError
-        `window_batch` is less than 1, or the result is not finite.
+        `window_batch` is less than 1, a prediction is not finite, the disk is full.
     """
     if window_batch < 1:
         raise PathUpError(f"the window batch is {window_batch}, but at least 1 was needed")
-    canvas_1CHW = canvas_CHW.float()[None]
-    fusion = CanvasFusion(grid, canvas_CHW.shape[0], weighted=weighted)
-    del canvas_CHW  # large: not to be held through all steps
-    device = pipeline.compute_device
-    embeddings = pipeline.encode_prompts([prompt, ""]).to(device)
-    total = len(grid) * len(timesteps)
-    for step, timestep in enumerate(timesteps):
-        scaled_CHW = scheduler.scale_model_input(canvas_1CHW, timestep)[0]
-        fusion.clear()
-        for batch in grid.batches(window_batch):
-            windows = torch.stack([scaled_CHW[:, rows, columns] for rows, columns in (grid[i] for i in batch)])
-            prompted = embeddings[:1].expand(len(batch), -1, -1)
-            empty = embeddings[1:].expand(len(batch), -1, -1)
-            prediction = pipeline.predict(windows.to(device), timestep.to(device), prompted, empty, guidance).float()
-            for index, values_CHW in zip(batch, prediction.cpu(), strict=True):
-                fusion.add(index, values_CHW)
-            if progress is not None:
-                progress(stage, step * len(grid) + batch[-1] + 1, total)
-        canvas_1CHW = scheduler.step(fusion.result()[None], timestep, canvas_1CHW, return_dict=False)[0]
-    check_finite(canvas_1CHW, pipeline.unet.dtype)
-    return canvas_1CHW[0]
+    begun = states.latest
+    if begun is None or len(schedule) != len(timesteps):
+        raise ValueError("a noised canvas and a schedule of as many steps as timesteps are needed")
+    stepper = BandStepper(scheduler, timesteps, pipeline.latent_channels)
+    counts = [conditions.seen(schedule[step]) for step in range(len(timesteps))]
+    for _ in range(begun):
+        stepper.advance()
+    done, total = sum(counts[:begun]), sum(counts)
+    for step in range(begun, len(timesteps)):
+        windows, state = schedule[step], states.read()
+        after = _Successor(states, stepper, conditions) if processes.is_main else None
+        fusion = BandFusion(windows, stepper.channels, weighting)
+        for band in window_bands(windows):
+            batches = _batches(windows, conditions.needed(windows, band.indices), window_batch * processes.count)
+            for batch, values in _predicted(
+                pipeline, state, windows, batches, stepper, conditions, guidance, processes
+            ):
+                for index, values_CHW in zip(batch, values, strict=False):  # repeated ones, at the end, are left out
+                    if after is not None:
+                        fusion.add(index, values_CHW)
+                done += len(batch)
+                if progress is not None:
+                    progress(stage, done, total)
+            if after is not None:
+                after.write(fusion.take(band.done), state, pipeline.unet.dtype)
+        if after is not None:
+            states.commit(step + 1)
+        processes.wait()
+        stepper.advance()
+        if on_step is not None and processes.is_main:
+            on_step(step + 1)
 
 
-def forwards_of(windows: int, steps: int, guidance: float) -> int:
+class _Successor:
+    """The state after the one that is read: written band by band, in the main process."""
+
+    def __init__(self, states: States, stepper: BandStepper, conditions: Conditions) -> None:
+        self._stepper, self._conditions = stepper, conditions
+        self._ahead = ahead = stepper.after()
+        self._last = ahead.step == len(ahead.timesteps)
+        channels = stepper.channels * (1 if self._last else 1 + ahead.memories)
+        self._canvas: Canvas = states.begin(ahead.step, channels)
+        self._top = 0
+
+    def write(self, fused_CHW: torch.Tensor, state: Canvas, dtype: torch.dtype) -> None:
+        rows = slice(self._top, self._top + fused_CHW.shape[1])
+        self._top = rows.stop
+        check_finite(fused_CHW, dtype)
+        following = self._stepper.next_band(fused_CHW, state[:, rows, :])
+        self._conditions.keep_glass(following[: self._stepper.channels], rows, self._ahead)
+        self._canvas[:, rows, :] = following[: self._canvas.shape[0]]
+
+
+def _batches(windows: Windows, indices: Iterable[int], size: int) -> Iterator[list[int]]:
+    """Windows of one shape together, at most `size`, or as many as hold no more positions where they are larger."""
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index in indices:
+        rows, columns = windows[index]
+        by_shape[rows.stop - rows.start, columns.stop - columns.start].append(index)
+    for same in by_shape.values():
+        yield from (same[first : first + size] for first in range(0, len(same), size))
+
+
+def _predicted(
+    pipeline: PathUpPipeline,
+    state: Canvas,
+    windows: Windows,
+    batches: Iterable[list[int]],
+    stepper: BandStepper,
+    conditions: Conditions,
+    guidance: float,
+    processes: Processes,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Each batch and its windows' predictions, on the CPU; the device computes one batch while the last one returns."""
+    channels = slice(0, stepper.channels)
+    waiting: tuple[list[int], Returning] | None = None
+    for batch in batches:
+        mine = [windows[index] for index in processes.share(batch)]
+        samples = stepper.scaled(torch.stack([state[channels, rows, columns] for rows, columns in mine]))
+        prompted, empty = conditions.embeddings(mine)
+        timestep = stepper.timestep.to(pipeline.compute_device)
+        prediction = pipeline.predict(sent(samples, pipeline.compute_device), timestep, prompted, empty, guidance)
+        started = returned(processes.gathered(prediction.float()))
+        if waiting is not None:
+            yield waiting[0], waiting[1].wait()
+        waiting = batch, started
+    if waiting is not None:
+        yield waiting[0], waiting[1].wait()
+
+
+def forwards_of(windows: int, guidance: float) -> int:
     """U-Net forwards: one window once through the U-Net; guidance other than 1 takes two."""
-    return windows * steps * (1 if guidance == 1 else 2)
+    return windows * (1 if guidance == 1 else 2)
 
 
 def last_timesteps(scheduler: Any, steps: int, strength: float) -> torch.Tensor:

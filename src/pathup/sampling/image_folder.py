@@ -1,0 +1,67 @@
+"""A folder of generated images: whose it is, what its files are called, and their rows of metadata."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pathup import storage
+from pathup.errors import PathUpError
+from pathup.sampling.outputs import Format, ImageFile
+from pathup.sampling.requests import Run
+
+__all__ = ["claim", "indices_of", "name_of", "remove_broken", "row_of"]
+
+
+def claim(run: Run, *, level: str | None, kind: Format) -> None:
+    """The folder belongs to one model, one seed and one set of values; the count may grow when it is resumed."""
+    request = run.request
+    if request.overwrite:
+        raise PathUpError("--overwrite is for an output that is one file; for a folder use --resume, or name another")
+    identity = {
+        "model_sha256": run.model_sha256,
+        "labels": run.labels,
+        "level": level,
+        "size_px": list(run.size_px),
+        "seed": request.seed,
+        "format": kind,
+        "reference_sha256": run.reference_sha256,
+        "layout_sha256": None if run.layout is None else run.layout.digest,
+        "sampling": run.settings.model_dump(mode="json", exclude={"window_batch", "size_px"}),
+    }
+    if run.processes.is_main:
+        storage.claim_folder(request.out, "generate", identity, resume=request.resume)
+    run.processes.wait()
+
+
+def indices_of(run: Run, label: str, kind: Format) -> range:
+    """All indices asked for, and any made before by a longer run, so that the metadata names every file."""
+    last = run.request.count
+    while name_of(run, label, last, kind).exists():
+        last += 1
+    return range(last)
+
+
+def name_of(run: Run, label: str, index: int, kind: Format) -> Path:
+    """Where image `index` of a label lies."""
+    return run.request.out / f"{label}_{index:04d}.{kind}"
+
+
+def remove_broken(target: ImageFile) -> None:
+    """Remove an image that is not whole (cut short by somebody), with the tiles that belong to it."""
+    target.path.unlink(missing_ok=True)
+    shutil.rmtree(target.path.with_name(target.path.stem + "_files"), ignore_errors=True)
+
+
+def row_of(run: Run, target: ImageFile, label: str, level: str, index: int) -> dict[str, Any]:
+    """What the metadata says of every generated image."""
+    return {
+        "file_name": target.path.name,
+        "text": run.pipeline.prompt(label, level),
+        "label": label,
+        "level": level,
+        "mpp": target.mpp,
+        "seed": run.request.seed,
+        "index": index,
+    }

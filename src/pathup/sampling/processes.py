@@ -1,0 +1,73 @@
+"""The processes that share one run, as Accelerate (or torchrun) launched them; usually there is one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+__all__ = ["ONE_PROCESS", "Processes", "launched_processes"]
+
+
+class Processes:
+    """One process, this one, among those of a run.
+
+    Attributes
+    ----------
+    rank, count
+        Its number, from 0, and how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, indices: list[int]) -> list[int]:
+        """A process's own windows of some: as many for each process, the last one repeated where they are short."""
+        size = -(-len(indices) // self.count)
+        mine = indices[self.rank * size : (self.rank + 1) * size]
+        return mine + [indices[-1]] * (size - len(mine))
+
+    def gathered(self, values_B: torch.Tensor) -> torch.Tensor:
+        """All processes' values, one after the other, in every process."""
+        return values_B
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+
+
+class _Launched(Processes):
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self.rank, self.count = int(state.process_index), int(state.num_processes)
+
+    def gathered(self, values_B: torch.Tensor) -> torch.Tensor:
+        from accelerate.utils import gather
+
+        result: torch.Tensor = gather(values_B.contiguous())
+        return result
+
+    def wait(self) -> None:
+        self._state.wait_for_everyone()
+
+
+ONE_PROCESS = Processes()
+
+
+def launched_processes(device: str) -> tuple[Processes, str]:
+    """The processes of this run, and the device that is this process's own.
+
+    Started by ``accelerate launch`` or ``torchrun`` with more than one process, each takes a part of a canvas's
+    windows.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return ONE_PROCESS, device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    return _Launched(state), str(state.device)
