@@ -1,150 +1,155 @@
-"""Time the sampler against the paper's Algorithm 1 taken literally: same U-Net, canvas, steps and windows.
+"""Time PathUp's sampler beside the paper's Algorithm 1 taken literally and diffusers' panorama pipeline.
 
-The literal algorithm (tests/sampling/reference.py, on the CPU) steps one scheduler a window, window after window; the
-sampler fuses the windows' predictions and steps the canvas once, windows in batches. Both see every window once a step,
-so the forwards are the same, and the ratio is what batching and fusing are worth on this machine's CPU. Their results
-are compared as well.
+All with the same U-Net, canvas, noise, steps and prompt; then ``pathup generate`` beside what its forwards and its
+decoding cost with nothing around them. Methods take turns (A B A B), each turn in a process of its own, since the
+most memory a process held never falls; the least time counts.
 
-``make bench``, or ``python benchmarks/sampling.py --model models/atlas --output bench.json``.
+``make bench``, or ``python benchmarks/sampling.py --model models/atlas --output bench.json --table bench.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/sampling/reference.py is beside the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
-import diffusers
-import torch
-import transformers
+import numpy as np
 
+from benchmarks.sampling_report import TITLES, add_ratios, summary, table, verdicts
 from pathup import PathUpError, __version__, storage
-from pathup.model.pipeline import PathUpPipeline, build_pipeline, load_pipeline
-from pathup.recipes import load_recipe
-from pathup.sampling.canvas import canvas_noise
-from pathup.sampling.overview import sampling_levels
-from pathup.sampling.runs import model_sha256
-from pathup.sampling.tracking import denoise, forwards_of, last_timesteps
-from pathup.sampling.windows import WindowGrid
-from tests.sampling.reference import algorithm_1
 
 SHIPPED = Path("models/atlas")
 
 
-def best_of(repeats: int, work: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds), result
-
-
-def loaded(asked: argparse.Namespace) -> tuple[PathUpPipeline, dict[str, Any]]:
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    if asked.model is not None or (SHIPPED / "model_index.json").is_file():
-        folder = asked.model or SHIPPED
-        return load_pipeline(folder), {"model": folder.as_posix(), "model_sha256": model_sha256(folder)}
-    pipeline = build_pipeline(load_recipe(asked.recipe))
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        part.eval().requires_grad_(False)
-    return pipeline, {"model": f"recipe '{asked.recipe}', random weights"}
+def turn(asked: argparse.Namespace, name: str, **more: Any) -> dict[str, Any]:
+    """One turn in a process of its own."""
+    named = {**vars(asked), **more, "turn": name}
+    arguments: list[str] = []
+    for key, value in named.items():
+        if value is not None and key not in ("methods", "output", "table"):
+            arguments += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise PathUpError(f"the turn of '{name}' ended with status {done.returncode}; what it said is above")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    pipeline, told = loaded(asked)
-    window, overlap = pipeline.sampling.window_latent, pipeline.sampling.overlap_latent
-    side = window + (asked.windows - 1) * (window - overlap)
-    shape = (pipeline.latent_channels, side, side)
-    grid = WindowGrid(side, side, window, overlap)
-    prompt = pipeline.prompt(pipeline.labels[0], sampling_levels(pipeline).patch)
-    start = canvas_noise(shape, 0)
-
-    def begun() -> tuple[Any, torch.Tensor]:
-        scheduler = pipeline.make_scheduler("ddim")
-        return scheduler, last_timesteps(scheduler, asked.steps, 1.0)
-
-    def literal() -> torch.Tensor:
-        scheduler, timesteps = begun()
-        return algorithm_1(
-            pipeline, start, scheduler, timesteps, prompt=prompt, guidance=asked.guidance, size=window, overlap=overlap
-        )
-
-    def ours(batch: int) -> Callable[[], torch.Tensor]:
-        def work() -> torch.Tensor:
-            scheduler, timesteps = begun()
-            return denoise(
-                pipeline, start, grid, scheduler, timesteps, prompt=prompt, guidance=asked.guidance, window_batch=batch
-            )
-
-        return work
-
-    ours(4)()  # the first call of a process pays for allocations
-    forwards = forwards_of(len(grid), asked.steps, asked.guidance)
-    print(f"{told['model']}: {len(grid)} windows of {window} x {window}, {asked.steps} steps, {forwards} forwards")
-    seconds, expected = best_of(asked.repeats, literal)
-    print(f"  literal algorithm 1: {seconds:.2f} s")
-    rows = []
-    for batch in asked.batches:
-        spent, result = best_of(asked.repeats, ours(batch))
-        difference = float((result - expected).abs().max() / expected.abs().max())
-        rows.append({"window_batch": batch, "seconds": spent, "relative_difference": difference})
-        print(f"  sampler, {batch:>3} windows at once: {spent:.2f} s, {seconds / spent:.2f} times as fast, "
-              f"{difference:.1e} apart")  # fmt: skip
-    best = min(rows, key=lambda row: row["seconds"])
+    """All turns, and what they say."""
+    swept = turn(asked, "sweep")
+    facts, least = swept.pop("facts"), swept["seconds_a_forward"]
+    batch = min(least, key=least.__getitem__)
+    decoding = swept["seconds_a_position_decoded"]
+    tile = min(decoding, key=decoding.__getitem__)
+    shown = ", ".join(f"{name}: {1000 * value:.2f}" for name, value in least.items())
+    print(f"ms a forward by batch: {shown}; plain tiles of {tile} decode fastest", flush=True)
+    names = [name for method in asked.methods for name in _with_bare(method)]
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    apart = None
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = {name: Path(scratch) / f"{name}.npy" for name in ("literal", "equation_6")}
+        for repeat in range(asked.repeats):
+            for name in names:
+                found = turn(asked, name, batch=batch, tile=tile, keep=kept.get(name))
+                turns[name].append(found)
+                print(f"  {repeat + 1}/{asked.repeats} {TITLES[name]}: {found['seconds']['total']:.2f} s, "
+                      f"{found['forwards']} forwards", flush=True)  # fmt: skip
+        if all(path.exists() for path in kept.values()):
+            expected, result = (np.load(path, allow_pickle=False) for path in kept.values())
+            apart = float(np.abs(result - expected).max() / np.abs(expected).max())
+    rows = {name: summary(TITLES[name], found) for name, found in turns.items()}
+    add_ratios(rows)
+    own_guidance = facts["own_settings"]["guidance"]
     return {
-        **told,
-        "canvas_latent": side,
-        "window_latent": window,
-        "overlap_latent": overlap,
-        "windows": len(grid),
-        "scheduler": "ddim",
-        "steps": asked.steps,
-        "guidance": asked.guidance,
-        "unet_parameters": sum(p.numel() for p in pipeline.unet.parameters()),
-        "unet_forwards": forwards,
+        "model": f"recipe '{asked.recipe}', random weights" if asked.model is None else asked.model.as_posix(),
+        "model_sha256": facts.pop("model_sha256"),
+        "size_px": asked.size,
         "repeats": asked.repeats,
-        "literal": {"seconds": seconds, "seconds_a_forward": seconds / forwards},
-        "sampler": rows,
-        "best": {**best, "seconds_a_forward": best["seconds"] / forwards},
-        "ratio": seconds / best["seconds"],
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "processor": platform.machine(),
-        "versions": {"pathup": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-    }
+        "batch": int(batch),
+        "tile_latent": int(tile),
+        "facts": {
+            **facts,
+            "batches": asked.batches,
+            "whole_guidance": own_guidance if asked.guidance is None else asked.guidance,
+        },
+        "sweep": swept,
+        "methods": rows,
+        "equation_6_from_literal": apart,
+        "verdicts": verdicts(rows, apart),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "versions": {
+            "pathup": __version__, "torch": version("torch"), "diffusers": version("diffusers"),
+            "python": platform.python_version(),
+        },
+    }  # fmt: skip
+
+
+def _with_bare(method: str) -> list[str]:
+    """A whole slide's turn is followed by that of its bare cost."""
+    return [method, method.replace("whole_", "bare_")] if method.startswith("whole_") else [method]
+
+
+def _processor() -> str:
+    """The processor's name, or at least its kind."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; without --model and --recipe it is the shipped model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help=f"model folder [{SHIPPED}]")
+    parser.add_argument("--recipe", help="a model of this recipe with random weights instead")
+    parser.add_argument("--size", type=int, default=2048, help="side of the canvas in pixels [2048]")
+    parser.add_argument("--steps", type=int, help="[8; of pathup generate, the model's own]")
+    parser.add_argument("--guidance", type=float, help="[1, which is none; of pathup generate, the model's own]")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], help="batches to try")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each, the fastest counts [3]")
+    parser.add_argument("--threads", type=int, help="CPU threads [all]")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
+    choices = [name for name in TITLES if not name.startswith("bare_")]
+    parser.add_argument("--methods", nargs="+", choices=choices, default=choices, help="[all]")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--table", type=Path, help="write them as a page of markdown")
+    for name, kind in (("turn", str), ("batch", int), ("tile", int), ("keep", Path)):  # of one turn's process
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.model is None and asked.recipe is None:
+        asked.model = SHIPPED
+    return asked
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, help=f"model folder [{SHIPPED} where it is, else --recipe]")
-    parser.add_argument("--recipe", default="atlas", help="a model of random weights, where there is none [atlas]")
-    parser.add_argument("--windows", type=int, default=7, help="windows along a side of the canvas [7: 49 in all]")
-    parser.add_argument("--steps", type=int, default=4, help="[4]")
-    parser.add_argument("--guidance", type=float, default=1.0, help="[1: none]")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 49], help="window batches to try")
-    parser.add_argument("--repeats", type=int, default=2, help="of each, the fastest counts [2]")
-    parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    asked = parser.parse_args()
+    asked = parsed()
     try:
+        if asked.turn is not None:
+            from benchmarks.sampling_methods import turn_of  # torch comes with it, and a parent's memory would count
+
+            print(json.dumps(turn_of(asked)))
+            return 0
         result = measure(asked)
         if asked.output is not None:
             storage.write_json(asked.output, result)
+        if asked.table is not None:
+            storage.write_text(asked.table, table(result))
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({key: result[key] for key in ("literal", "best", "ratio")}, indent=2))
+    print(table(result))
     return 0
 
 

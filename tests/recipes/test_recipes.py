@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pathup.errors import PathUpError
-from pathup.recipes import load_recipe, recipe_from_dict, recipe_text, save_recipe, shipped_recipes
+from pathup.recipes import SamplingRecipe, load_recipe, recipe_from_dict, recipe_text, save_recipe, shipped_recipes
 
 
 def changed(place: str, value: object, *, rename: str | None = None) -> dict:
@@ -43,6 +43,7 @@ def test_bracs_holds_the_papers_numbers():
     assert training.feature_entropy.beta == 0.1
     sampling = recipe.sampling
     assert (sampling.scheduler, sampling.window_latent, sampling.overlap_latent) == ("ddim", 64, 32)
+    assert (sampling.windows, sampling.window_weight) == ("overlapped", "equation_6")
     assert sampling.size_px == 2048
 
 
@@ -140,3 +141,9 @@ def test_a_recipe_cannot_run_code(tmp_path):
     with pytest.raises(PathUpError, match="is not valid YAML"):
         load_recipe(tmp_path / "evil.yaml")
     assert yaml.safe_load(recipe_text(load_recipe("tiny")))["name"] == "tiny"
+
+
+def test_recipes_of_before_window_weight_are_still_read() -> None:
+    plain = load_recipe("tiny").sampling.model_dump(exclude={"window_weight"})
+    assert SamplingRecipe.model_validate({**plain, "weighted": True}).window_weight == "hann"
+    assert SamplingRecipe.model_validate({**plain, "weighted": False}).window_weight == "hard"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pathup.errors import PathUpError
-from pathup.tiles.annotations import read_annotations
+from pathup.tiles.annotations import read_annotations, read_areas
 from tests.tiles.made import feature, rectangle, save_geojson, tiny
 
 BOUNDS = (0, 0, 1000, 800)
@@ -101,6 +101,29 @@ def test_an_outline_over_the_rim_by_a_rounding_is_cut_to_the_slide(tmp_path: Pat
 def test_wrong_annotations(tmp_path: Path, content: Any, said: str) -> None:
     with pytest.raises(PathUpError, match=said):
         _read(tmp_path, content)
+
+
+CLASSES = [{"label": "A", "name": "alpha tissue"}, {"label": "B", "name": "beta tissue"}]
+
+
+def test_areas_are_read_by_a_models_classes_wherever_they_lie(tmp_path: Path) -> None:
+    cell = feature(None, rectangle(0, 0, 5, 5), kind="cell")
+    outside = feature("2_Beta tissue", rectangle(-100, 0, 5000, 10))
+    path = save_geojson(tmp_path / "s.geojson", cell, feature("a", rectangle(10, 20, 30, 40)), outside)
+    found = read_areas(path, CLASSES)
+    assert [(area.label, area.number, area.box) for area in found] == [
+        ("A", 2, (10, 20, 30, 40)),
+        ("B", 3, (-100, 0, 5000, 10)),
+    ]
+    assert [area.box for area in read_areas(path, CLASSES, scale=2.0)] == [(20, 40, 60, 80), (-200, 0, 10000, 20)]
+
+
+def test_areas_of_another_models_classes_and_out_of_scale(tmp_path: Path) -> None:
+    path = save_geojson(tmp_path / "s.geojson", feature("B", rectangle(0, 0, 1e200, 9)))
+    with pytest.raises(PathUpError, match="annotation 1 .*'B'.*known: A, alpha tissue"):
+        read_areas(path, CLASSES[:1])
+    with pytest.raises(PathUpError, match="a point that is not finite"):
+        read_areas(path, CLASSES, scale=1e200)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Large images of the same generator, or a folder of them, to look for seams in."),
     ] = None,
+    large_real: Annotated[
+        list[Path] | None,
+        typer.Option(help="Real large images, or a folder of them: what the ratio at random lines of real tissue is."),
+    ] = None,
     train: Annotated[
         Path | None,
         typer.Option(help="Real training tiles. [default: the split train, where REAL is what 'pathup tiles' wrote]"),
@@ -91,6 +95,7 @@ def evaluate(
         features=tuple(features or ["atlas"]),
         runs=tuple(runs or ()),
         large=tuple(large or ()),
+        large_real=tuple(large_real or ()),
         train=train,
         split=split,
         level=level,

@@ -153,7 +153,7 @@ def generate(
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     coverage = f" ({report.coverage:.1f} coverages of the canvas)" if report.coverage else ""
     typer.echo(
-        f"{report.forwards} U-Net forwards{coverage} on {report.device}; {stages}; "
+        f"{report.forwards} U-Net forwards on {report.device}{coverage}; {stages}; "
         f"peak memory {report.peak_memory_bytes / 2**20:.0f} MiB"
     )
 

@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from pathup.errors import PathUpError
 from pathup.evaluation.crops import large_images
 from pathup.evaluation.parts import Work
+from pathup.evaluation.seam_reference import PLACEMENTS, ratios_at_random_lines
 from pathup.evaluation.seam_search import search_grid
 from pathup.evaluation.seams import LEAST_SIDE, SeamGrid, measure_seams
 from pathup.slides.provenance import provenance_of
@@ -51,6 +53,36 @@ def seams(work: Work) -> list[dict[str, Any]]:
         found += _of_image(path, request.grid, request.seed)
         work.tell("seams", done, len(paths))
     return found
+
+
+def real_lines(work: Work, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each kind of grid that was looked at, the 95 % interval of each ratio at random lines of real images."""
+    paths = [path for given in work.request.large_real for path, _ in large_images(given)]
+    if not paths or not found:
+        return {}
+    grids: dict[str, SeamGrid] = {}
+    for row in found:
+        lines = row["grid"]
+        grid = SeamGrid(lines["width"], lines["height"], tuple(lines["xs"]), tuple(lines["ys"]))
+        grids.setdefault(row["grid_from"], grid)
+    result: dict[str, Any] = {"images": len(paths), "placements": PLACEMENTS, "grids": {}}
+    for done, (kind, grid) in enumerate(grids.items(), start=1):
+        ratios = ratios_at_random_lines(
+            ((path.name, partial(_middle, path)) for path in paths), grid, seed=work.request.seed
+        )
+        result["grids"][kind] = {
+            channel: [float(end) for end in np.percentile(values, [2.5, 97.5])] for channel, values in ratios.items()
+        }
+        work.tell("seams", done, len(grids))
+    return result
+
+
+def _middle(path: Path) -> np.ndarray:
+    """The middle of an image, or of a slide's scanned part, as large a field as seams are looked for in."""
+    with open_slide(path) as reader:
+        left, top, width, height = reader.bounds
+        wide, tall = min(width, FIELD_PX), min(height, FIELD_PX)
+        return reader.read_field(left + (width - wide) // 2, top + (height - tall) // 2, wide, tall)
 
 
 def recorded_lines(path: Path) -> dict[str, tuple[list[int], list[int]]]:

@@ -58,6 +58,7 @@ class EvaluateRequest:
     features: tuple[str, ...] = ("atlas",)
     runs: tuple[Path, ...] = ()
     large: tuple[Path, ...] = ()
+    large_real: tuple[Path, ...] = ()
     train: Path | None = None
     split: str = "test"
     level: str | None = None
@@ -139,6 +140,7 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Eval
             results["copying"] = tissue_parts.copying(work, pictures)
         if "seams" in wanted:
             results["seams"] = seam_parts.seams(work)
+            results["seams_real"] = seam_parts.real_lines(work, results["seams"])
         text = markdown(results)
         storage.write_json(folder / "results.json", results)
         storage.write_text(folder / "results.md", text)
@@ -154,6 +156,8 @@ def _wanted(request: EvaluateRequest) -> tuple[str, ...]:
         raise unknown("split", request.split, SPLITS)
     if request.grid is not None:
         seam_parts.parsed_grid(request.grid)
+    for given in (*request.large, *request.large_real):
+        large_images(given)  # a folder without any is told now, not after the rest was measured
     return request.only or PARTS
 
 

@@ -128,7 +128,8 @@ def seams_text(results: dict[str, Any]) -> list[str]:
     lines = [
         "## Seams",
         "",
-        "The mean gradient across the lines of the window grid over that across all other lines (1: the same), and the "
+        "The mean gradient across the lines of the window grid over that across other lines like them (1: the same), "
+        "and the "
         "p-value of the steps at those lines against random lines nearby, the smallest over intensity and stain "
         "channels "
         "corrected for there being several. No reference image is needed. Uniform p-values mean no seams.",
@@ -141,6 +142,27 @@ def seams_text(results: dict[str, Any]) -> list[str]:
                      f"{found['p_value']:.3f}"])  # fmt: skip
     names = list(results["seams"][0]["channels"])
     lines += table(["image", "px", "grid", *(f"ratio, {name}" for name in names), "score", "p"], rows)
+    real = results.get("seams_real") or {}
+    for kind, intervals in real.get("grids", {}).items():
+        lines += [
+            "",
+            f"{kind[0].upper()}{kind[1:]}: 95 % interval of the ratio at random lines of {real['images']} real images "
+            f"({real['placements']} places of the grid on each), and how many synthetic images lie within it:",
+            "",
+        ]
+        rows_of_kind = [found["channels"] for found in results["seams"] if found["grid_from"] == kind]
+        lines += table(
+            ["channel", "real, 95 %", "synthetic, mean", "within"],
+            [
+                [
+                    name,
+                    f"{low:.3f} to {high:.3f}",
+                    f"{sum(row[name]['ratio'] for row in rows_of_kind) / len(rows_of_kind):.3f}",
+                    f"{sum(low <= row[name]['ratio'] <= high for row in rows_of_kind)} of {len(rows_of_kind)}",
+                ]
+                for name, (low, high) in intervals.items()
+            ],
+        )
     small = sum(found["p_value"] < 0.05 for found in results["seams"])
     lines += ["", f"{small} of {len(rows)} images have p below 0.05; by chance, 5 % would."]
     return lines

@@ -7,7 +7,7 @@ divided by the autoencoder's factor), ``mpp`` is micrometres per pixel.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -360,6 +360,15 @@ class SamplingRecipe(Section):
         "`hard` gives each position one window (table 4's 'w/o w')",
     )
     size_px: Positive = Field(2048, description="side of a large image")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_weighted(cls, given: Any) -> Any:
+        """Earlier recipes and models say ``weighted`` in place of ``window_weight``."""
+        if not isinstance(given, dict) or "weighted" not in given:
+            return given
+        rest = {name: value for name, value in given.items() if name != "weighted"}
+        return rest if given["weighted"] else {"window_weight": "hard", **rest}
 
     @model_validator(mode="after")
     def _check(self) -> SamplingRecipe:

@@ -51,14 +51,24 @@ class Conditions:
         The level whose prompts are told.
     px
         Pixels of the large image that a latent position of this canvas spans.
+    origin
+        Row and column of this canvas's corner, in pixels of the large image.
     glass
         Put where the layout has glass, at every step; else windows draw freely beyond the tissue's border.
     """
 
     def __init__(
-        self, pipeline: PathUpPipeline, layout: Layout, level: str, px: float, *, glass: Glass | None = None
+        self,
+        pipeline: PathUpPipeline,
+        layout: Layout,
+        level: str,
+        px: float,
+        *,
+        origin: tuple[int, int] = (0, 0),
+        glass: Glass | None = None,
     ) -> None:
         self.layout, self.px, self.glass = layout, px, glass
+        self._origin = np.asarray(2 * origin, np.float64)
         self._seen: dict[Windows, int] = {}
         texts = [pipeline.prompt(label, level) for label in layout.labels]
         embeddings = pipeline.encode_prompts([*texts, ""]).to(pipeline.compute_device)
@@ -116,4 +126,4 @@ class Conditions:
 
     def _boxes(self, windows: Sequence[tuple[slice, slice]]) -> np.ndarray:
         edges = [(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in windows]
-        return np.asarray(edges, np.float64) * self.px
+        return np.asarray(edges, np.float64) * self.px + self._origin

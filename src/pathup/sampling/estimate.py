@@ -104,7 +104,7 @@ def estimate_plan(plan: Plan, kind: Format, images: int = 1) -> Estimate:
         images=images,
         windows=counts,
         forwards=plan.forwards,
-        coverage=plan.canvas.coverage,
+        coverage=plan.coverage,
         seconds=seconds,
         memory_bytes=peak_memory_bytes(pipeline.compute_device)
         + (held if pipeline.compute_device.type == "cpu" else 0),

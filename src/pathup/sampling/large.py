@@ -149,6 +149,8 @@ def _decode(
     for index in range(processes.rank, count, processes.count):
         if workspace.band(index) is None:
             pixels = decode_band(pipeline, result.latents_CHW, index, statistics=statistics, blank=blank)
+            if blank is not None:
+                blank.paint(pixels, index * tile * pipeline.factor)
             workspace.keep_band(index, pixels)
             if preview is not None:
                 preview.band(index * tile * pipeline.factor, pixels)

@@ -8,14 +8,18 @@ and mean squares over the whole canvas, which cost next to nothing to know (cali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
+from pathup import draws
 from pathup.sampling.mid_attention import KeyTile, measured_attention
 from pathup.sampling.norms import NormStatistics, measure_norms
-from pathup.sampling.receptive import attention_halo
+from pathup.sampling.receptive import attention_halo, changed_block_inputs
 
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
@@ -23,12 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["POPULATION", "Canvas", "PixelSource", "measure_decoder", "measure_encoder", "whole_batches"]
 
 POPULATION = 16_384
-"""Latent positions whose joint statistics stand for the canvas; a canvas of no more is taken whole.
+"""A canvas of at most so many latent positions is taken whole.
 At a factor of 8 that is one megapixel, which Stable Diffusion's decoder takes in some 4 GB in float32."""
 
-WINDOW, MARGIN = 16, 4
-"""Side of a measured window, and how much of each rim is left out, in latent positions. Without the margin, decoded
-tissue was off by 1.2 of 255 on average, and with it by 0.1 more than rounding; a wider one changes nothing."""
+WINDOWS = 256
+"""How many windows stand for a larger canvas: 5 % of the work of decoding 2048 px at a factor of 4."""
+
+SIDES, MARGINS = (12, 8, 6), (3, 2, 1)
+"""Side of a measured window and how much of each rim is left out of the statistics, in latent positions, at the
+latent's own resolution, at twice that and at all higher: the layers with the most pixels see the least beside them."""
+
+ENCODER_SIDE, ENCODER_MARGIN, ENCODER_WINDOWS = 16, 4, 64
+"""The same of the encoder, whose layers with the most pixels come first."""
 
 EXACT_KEYS = 65_536
 """A canvas of at most so many latent positions (2048 px at a factor of 8) is attended to in every position."""
@@ -36,8 +46,8 @@ EXACT_KEYS = 65_536
 SAMPLED_KEYS = 16_384
 """Positions that are attended to of a larger canvas, so that a pixel's cost doesn't grow with the canvas."""
 
-KEY_TILE = 64
-"""Side of the tiles in which the keys of every position are computed."""
+KEY_TILE, KEY_WINDOW = 64, 16
+"""Side of the tiles in which the keys of every position are computed, and of the windows when they are sampled."""
 
 MOMENT_ROWS = 256
 """Rows of a canvas that are read at once for its moments."""
@@ -73,9 +83,6 @@ def measure_decoder(
 ) -> NormStatistics:
     """The decoder's normalisation statistics, and the keys of its attention, for a whole canvas.
 
-    A canvas of at most `population` latent positions is measured in one piece, and the statistics are those of
-    decoding it whole; from a larger one, windows spread evenly over it are measured jointly.
-
     Parameters
     ----------
     pipeline
@@ -83,19 +90,25 @@ def measure_decoder(
     latents_CHW
         The canvas.
     population
-        Latent positions that are measured.
+        A canvas of at most so many latent positions is measured in one piece, and the statistics are those of decoding
+        it whole; from a larger one, `WINDOWS` windows spread evenly over it are measured jointly.
     keys
         A canvas of at most so many positions is attended to in every one; of a larger one, `SAMPLED_KEYS` are.
     """
     _, height, width = latents_CHW.shape
-    halo = attention_halo(pipeline.vae, encoder=False)
 
     def piece(top: int, left: int, rows: int, columns: int) -> torch.Tensor:
         return latents_CHW[:, top : top + rows, left : left + columns]
 
-    areas, margin = _sampled(height, width, population)
-    weights = _calibrated(latents_CHW, areas, margin) if len(areas) > 1 else None
-    return _measure(pipeline.vae, pipeline.decode_latents, piece, (height, width), areas, margin, weights, halo, keys)
+    areas = _sampled(height, width, SIDES[0], WINDOWS, population)
+    halo = attention_halo(pipeline.vae, encoder=False)
+    run = _Run(pipeline.vae, pipeline.decode_latents, piece, (height, width), halo, keys)
+    if len(areas) == 1:
+        return _measure(run, areas)
+    windows = _NarrowingWindows(areas[0][2])
+    weights = _calibrated(latents_CHW, areas, windows.first)
+    with changed_block_inputs(pipeline.vae, windows.narrow):
+        return _measure(run, areas, windows, weights)
 
 
 @torch.inference_mode()
@@ -111,72 +124,103 @@ def measure_encoder(
 
     All windows count the same: to know the whole image's moments, all its pixels would have to be made.
     """
-    halo, factor = attention_halo(pipeline.vae, encoder=True), pipeline.factor
+    factor = pipeline.factor
 
     def piece(*area: int) -> torch.Tensor:
         return source(*(value * factor for value in area))
 
-    areas, margin = _sampled(*shape_HW, population)
-    return _measure(pipeline.vae, pipeline.encode_pixels, piece, shape_HW, areas, margin, None, halo, keys)
+    areas = _sampled(*shape_HW, ENCODER_SIDE, ENCODER_WINDOWS, population)
+    halo = attention_halo(pipeline.vae, encoder=True)
+    run = _Run(pipeline.vae, pipeline.encode_pixels, piece, shape_HW, halo, keys)
+    if len(areas) == 1:
+        return _measure(run, areas)
+    share = ENCODER_MARGIN / ENCODER_SIDE
+    return _measure(run, areas, lambda x: int(share * x.shape[-1]))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One direction of an autoencoder over one canvas: how it is run, and what it is run on."""
+
+    vae: Any
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    piece: Callable[[int, int, int, int], torch.Tensor]
+    shape_HW: tuple[int, int]
+    halo: int
+    keys: int
+
+    def key_tiles(self) -> Iterator[KeyTile]:
+        """The tiles that keys are taken from: all positions, or an even sample."""
+        height, width = self.shape_HW
+        if height * width <= self.keys:
+            side, halo = KEY_TILE, self.halo
+            starts = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
+        else:
+            side, halo = min(KEY_WINDOW, height, width), min(self.halo, ENCODER_MARGIN)
+            sampled = _spread(height, width, side, max(1, min(SAMPLED_KEYS, self.keys) // side**2))
+            starts = [(top, left) for top, left, *_ in sampled]
+        for top, left in starts:
+            bottom, right = min(top + side, height), min(left + side, width)
+            y, x = max(0, top - halo), max(0, left - halo)
+            tile = self.piece(y, x, min(bottom + halo, height) - y, min(right + halo, width) - x)
+            yield tile[None], top - y, left - x, bottom - y, right - x
 
 
 def _measure(
-    vae: Any,
-    run: Callable[[torch.Tensor], torch.Tensor],
-    piece: Callable[[int, int, int, int], torch.Tensor],
-    shape_HW: tuple[int, int],
+    run: _Run,
     areas: list[Area],
-    margin: int,
-    weights: torch.Tensor | None,
-    halo: int,
-    keys: int,
+    margin: Callable[[torch.Tensor], int] | None = None,
+    weights: torch.Tensor | None = None,
 ) -> NormStatistics:
     statistics = NormStatistics()
-
-    def tiles() -> Iterator[KeyTile]:
-        for top, left, bottom, right, around in _key_areas(*shape_HW, halo, keys):
-            y, x = max(0, top - around), max(0, left - around)
-            y_end, x_end = min(bottom + around, shape_HW[0]), min(right + around, shape_HW[1])
-            yield piece(y, x, y_end - y, x_end - x)[None], top - y, left - x, bottom - y, right - x
-
-    pieces = torch.stack([piece(*area) for area in areas])
-    with whole_batches(vae), measured_attention(vae, statistics, run, tiles if len(areas) > 1 else None):
+    pieces = torch.stack([run.piece(*area) for area in areas])
+    tiles = None if len(areas) == 1 else run.key_tiles
+    with whole_batches(run.vae), measured_attention(run.vae, statistics, run.forward, tiles):
         return measure_norms(
-            vae, lambda: run(pieces), margin=margin / areas[0][2], weights_B=weights, statistics=statistics
+            run.vae, lambda: run.forward(pieces), margin=margin, weights_B=weights, statistics=statistics
         )
 
 
-def _sampled(height: int, width: int, population: int) -> tuple[list[Area], int]:
-    """The areas to measure, of one size, and the margin within each; the whole when it is small enough."""
+class _NarrowingWindows:
+    """Windows that lose their rim from block to block of the decoder, and what margin of them a layer leaves out."""
+
+    def __init__(self, side: int) -> None:
+        self._full = side == SIDES[0]  # on a canvas narrower than a window, windows are as wide as it: no rim to lose
+        self.first = self._now = MARGINS[0] if self._full else 0
+
+    def __call__(self, x: torch.Tensor) -> int:
+        """Rows and columns at each rim of a layer's input that are left out."""
+        return self._now
+
+    def narrow(self, block: int, x: torch.Tensor) -> torch.Tensor:
+        """The input of a block, with its rim cut."""
+        if not self._full:
+            return x
+        at, scale = min(block, len(SIDES) - 1), 2**block
+        cut = (x.shape[-1] - SIDES[at] * scale) // 2
+        self._now = MARGINS[at] * scale
+        return x[..., cut : x.shape[-2] - cut, cut : x.shape[-1] - cut]
+
+
+def _sampled(height: int, width: int, side: int, count: int, population: int) -> list[Area]:
+    """The areas to measure, all of one size; the whole when it is small enough."""
     if height * width <= population:
-        return [(0, 0, height, width)], 0
-    side = min(WINDOW, height, width)
-    # the margin shrinks with the window on a canvas narrower than one
-    return _spread(height, width, side, max(2, population // side**2)), side * MARGIN // WINDOW
+        return [(0, 0, height, width)]
+    return _spread(height, width, min(side, height, width), count)
 
 
 def _spread(height: int, width: int, side: int, count: int) -> list[Area]:
-    """Square areas spread evenly over a canvas of any shape, by the plastic number's sequence (Roberts 2018).
+    """At most `count` square areas, one at a drawn place of each cell of an even grid, on a canvas of any shape.
 
-    Its n-th point is ``(1/2 + n / g, 1/2 + n / g^2) mod 1``, where ``g^3 = g + 1``; any first few of its points are
-    spread evenly, on no grid that a regular tissue could beat with.
+    Drawn, since a tissue can be as regular as a grid; the same on every machine.
     """
-    plastic = 1.324717957244746
-    places = [((0.5 + n / plastic) % 1, (0.5 + n / plastic**2) % 1) for n in range(count)]
-    found = [(round(y * (height - side)), round(x * (width - side)), side, side) for y, x in places]
-    return list(dict.fromkeys(found))
-
-
-def _key_areas(height: int, width: int, halo: int, keys: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(top, left, bottom, right, halo) of the tiles that keys are taken from: all positions, or an even sample."""
-    if height * width <= keys:
-        for top in range(0, height, KEY_TILE):
-            for left in range(0, width, KEY_TILE):
-                yield top, left, min(top + KEY_TILE, height), min(left + KEY_TILE, width), halo
-        return
-    side = min(WINDOW, height, width)
-    for top, left, *_ in _spread(height, width, side, max(1, min(SAMPLED_KEYS, keys) // side**2)):
-        yield top, left, top + side, left + side, min(halo, MARGIN)
+    rows = min(max(1, round(math.sqrt(count * height / width))), count)
+    columns = count // rows
+    places = draws.numpy_generator(0, "measured windows").random((rows, columns, 2))
+    tops = (np.arange(rows)[:, None] + places[..., 0]) / rows * (height - side)
+    lefts = (np.arange(columns)[None] + places[..., 1]) / columns * (width - side)
+    found = zip(tops.round().astype(int).flat, lefts.round().astype(int).flat, strict=True)
+    return list(dict.fromkeys((int(top), int(left), side, side) for top, left in found))
 
 
 def _calibrated(latents_CHW: Canvas, areas: list[Area], margin: int) -> torch.Tensor:

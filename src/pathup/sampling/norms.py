@@ -85,7 +85,7 @@ def measure_norms(
     module: nn.Module,
     run: Callable[[], object],
     *,
-    margin: float = 0,
+    margin: Callable[[torch.Tensor], int] | None = None,
     weights_B: torch.Tensor | None = None,
     statistics: NormStatistics | None = None,
 ) -> NormStatistics:
@@ -101,8 +101,8 @@ def measure_norms(
     run
         Passes one batch through it.
     margin
-        Share of a piece's height and width at each of its rims that is left out of the statistics: the network sees
-        zeros beyond a piece, where the canvas goes on. Needs layers that are given (B, C, H, W).
+        How many rows and columns at each rim of a layer's input (B, C, H, W) are left out of its statistics: the
+        network sees zeros beyond a piece, where the canvas goes on. Unset: none.
     weights_B
         How much each piece of the batch counts; they add up to 1. Unset: all the same.
     statistics
@@ -117,7 +117,7 @@ def measure_norms(
 
     def joint(name: str, layer: nn.GroupNorm) -> Forward:
         def forward(x: torch.Tensor) -> torch.Tensor:
-            pair = _moments(_inner(x, margin).float().reshape(x.shape[0], layer.num_groups, -1), weights_B)
+            pair = _moments(_inner(x, margin(x) if margin else 0), layer.num_groups, weights_B)
             statistics.groups[name] = pair
             return _normalised(layer, x, *pair)
 
@@ -165,15 +165,13 @@ def replaced_forwards(
                 layer.forward = forward_before  # type: ignore[method-assign]
 
 
-def _inner(x_BCHW: torch.Tensor, margin: float) -> torch.Tensor:
-    if not margin:
-        return x_BCHW
-    rows, columns = (round(margin * side) for side in x_BCHW.shape[-2:])
-    return x_BCHW[..., rows : x_BCHW.shape[-2] - rows, columns : x_BCHW.shape[-1] - columns]
+def _inner(x: torch.Tensor, margin: int) -> torch.Tensor:
+    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin] if margin else x
 
 
-def _moments(x_BGN: torch.Tensor, weights_B: torch.Tensor | None) -> Pair:
+def _moments(x: torch.Tensor, groups: int, weights_B: torch.Tensor | None) -> Pair:
     """Mean and variance of each group over the batch, each piece by its weight."""
+    x_BGN = x.float().reshape(x.shape[0], groups, -1)
     if weights_B is None:
         variance_G, mean_G = torch.var_mean(x_BGN, dim=(0, 2), correction=0)
         return mean_G, variance_G

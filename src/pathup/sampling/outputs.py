@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,27 @@ from PIL import Image
 
 from pathup import storage
 from pathup.errors import PathUpError, unknown
+from pathup.slides.deepzoom import whole_deepzoom_shape, write_deepzoom
+from pathup.slides.targets import DZI_ENDING, remove_target
 from pathup.slides.writer import OME_TIFF_ENDINGS, check_png_size, write_ome_tiff, write_png
 
-__all__ = ["FORMATS", "Format", "format_of", "is_complete", "parse_size", "write_image", "write_metadata"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "ImageFile",
+    "as_band",
+    "check_format",
+    "check_pixels",
+    "format_of",
+    "is_complete",
+    "parse_size",
+    "remove_output",
+    "write_image",
+    "write_metadata",
+]
 
-Format = Literal["png", "ome.tiff"]
-FORMATS: tuple[Format, ...] = ("png", "ome.tiff")
+Format = Literal["png", "ome.tiff", "dzi"]
+FORMATS: tuple[Format, ...] = ("png", "ome.tiff", "dzi")
 
 _SIZE = re.compile(r"(\d{1,7})(?:[xX×](\d{1,7}))?")
 _ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
@@ -54,10 +70,12 @@ def format_of(out: Path) -> Format | None:
         return "png"
     if name.endswith(OME_TIFF_ENDINGS):
         return "ome.tiff"
+    if name.endswith(DZI_ENDING):
+        return "dzi"
     if _ENDING.fullmatch(out.suffix):
         raise PathUpError(
-            f"'{out.name}' ends in {out.suffix}, which cannot be written; .png, .ome.tiff, .ome.tif, .tiff, .tif "
-            "or a folder's name without an ending was needed"
+            f"'{out.name}' ends in {out.suffix}, which cannot be written; .png, .ome.tiff, .ome.tif, .tiff, .tif, "
+            ".dzi or a folder's name without an ending was needed"
         )
     return None
 
@@ -72,7 +90,19 @@ def check_format(name: str) -> Format:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to be written: its pixels come as row bands."""
+    """An image to be written: its pixels come as row bands.
+
+    Attributes
+    ----------
+    path
+        Of a DeepZoom image, that of its index; the tiles lie in a folder beside it.
+    format
+        How it is written.
+    size_px
+        Height and width.
+    mpp
+        Micrometres per pixel.
+    """
 
     path: Path
     format: Format
@@ -80,10 +110,28 @@ class ImageFile:
     mpp: float
 
 
-def write_image(target: ImageFile, bands: Any, provenance: dict[str, Any], *, overwrite: bool = False) -> None:
+def write_image(
+    target: ImageFile, bands: Iterable[np.ndarray], provenance: dict[str, Any], *, overwrite: bool = False
+) -> None:
     """Write row bands (uint8 RGB) in the target's format, atomically."""
-    write = write_png if target.format == "png" else write_ome_tiff
+    write: Callable[..., None] = {"png": write_png, "ome.tiff": write_ome_tiff, "dzi": write_deepzoom}[target.format]
     write(target.path, bands, shape=target.size_px, mpp=target.mpp, provenance=provenance, overwrite=overwrite)
+
+
+def remove_output(path: Path) -> None:
+    """Remove an image, a DeepZoom image's tiles included, if it is there.
+
+    Raises
+    ------
+    PathUpError
+        It cannot be removed.
+    """
+    try:
+        remove_target(path)
+    except OSError as error:
+        raise PathUpError(
+            f"{path} is not whole and cannot be removed ({error.strerror}); remove it, or name another output"
+        ) from None
 
 
 def check_pixels(kind: Format, size_px: tuple[int, int]) -> None:
@@ -93,26 +141,31 @@ def check_pixels(kind: Format, size_px: tuple[int, int]) -> None:
 
 
 def is_complete(target: ImageFile) -> bool:
-    """Whether the file is there, whole, and of the right size (files are written atomically; others may not be)."""
+    """Whether the image is there, whole, and of the right size (files are written atomically; others may not be)."""
     if not target.path.is_file():
         return False
+    shape = {"png": _png_shape, "ome.tiff": _tiff_shape, "dzi": whole_deepzoom_shape}[target.format]
     try:
-        if target.format == "png":
-            with Image.open(target.path, formats=("PNG",)) as image:
-                size = image.height, image.width
-                image.verify()
-        else:
-            with tifffile.TiffFile(target.path) as reader:
-                size = reader.pages.first.imagelength, reader.pages.first.imagewidth
-                ends = [
-                    o + n for page in reader.pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)
-                ]
-                ome = reader.pages.first.description  # tifffile writes it last
-                if not ome.endswith("</OME>") or max(ends) > target.path.stat().st_size:
-                    return False
+        return shape(target.path) == target.size_px
     except (OSError, SyntaxError, ValueError, tifffile.TiffFileError):
         return False
-    return size == target.size_px
+
+
+def _png_shape(path: Path) -> tuple[int, int] | None:
+    with Image.open(path, formats=("PNG",)) as image:
+        shape = image.height, image.width
+        image.verify()
+    return shape
+
+
+def _tiff_shape(path: Path) -> tuple[int, int] | None:
+    """Height and width; None where the file ends before its tiles or its metadata do."""
+    with tifffile.TiffFile(path) as reader:
+        first = reader.pages.first
+        ends = [o + n for page in reader.pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        # tifffile writes the description last
+        whole = first.description.endswith("</OME>") and max(ends) <= path.stat().st_size
+        return (first.imagelength, first.imagewidth) if whole else None
 
 
 def as_band(pixels: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ __all__ = [
     "Levels",
     "draw_overview",
     "overview_bands",
+    "overview_conditions",
     "overview_schedule",
     "sampling_levels",
 ]
@@ -104,6 +105,16 @@ def overview_schedule(
     return window_schedule(plain, height, width, steps, draws.seed_of(seed, *keys, "overview"))
 
 
+def overview_conditions(
+    pipeline: PathUpPipeline, layout: Layout, schedule: WindowSchedule, size_px: tuple[int, int], shrink: int
+) -> Conditions:
+    """What an overview's windows are told; what is drawn beyond the overview, around it, lies outside the layout."""
+    drawn = (schedule.height * pipeline.factor, schedule.width * pipeline.factor)
+    top, left = (-shrink * ((side - wanted) // 2) for side, wanted in zip(drawn, size_px, strict=True))
+    level = sampling_levels(pipeline).overview
+    return Conditions(pipeline, layout, level, pipeline.factor * shrink, origin=(top, left))
+
+
 def draw_overview(
     pipeline: PathUpPipeline,
     layout: Layout,
@@ -160,7 +171,7 @@ def draw_overview(
             start[:, rows, :] = noise * float(scheduler.init_noise_sigma)
         states.commit(0)
     processes.wait()
-    conditions = Conditions(pipeline, layout, level, pipeline.factor * shrink)
+    conditions = overview_conditions(pipeline, layout, schedule, size_px, shrink)
     denoise_states(
         pipeline,
         states,

@@ -12,7 +12,7 @@ from pathup import draws
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.conditions import Conditions, Glass
 from pathup.sampling.layouts import Layout
-from pathup.sampling.overview import Levels, overview_schedule, sampling_levels
+from pathup.sampling.overview import Levels, overview_conditions, overview_schedule, sampling_levels
 from pathup.sampling.schedule import WindowSchedule, window_schedule
 from pathup.sampling.tracking import forwards_of, last_timesteps
 
@@ -124,17 +124,18 @@ class Plan:
     def forwards(self) -> dict[str, int]:
         """U-Net forwards by stage; windows that see only glass take none."""
         found = {}
-        coarse = self.pipeline.factor * self.levels.shrink
-        for stage, schedule, level, px in (
-            ("overview", self.overview, self.levels.overview, coarse),
-            ("canvas", self.canvas, self.levels.patch, self.pipeline.factor),
-        ):
-            if schedule is not None:
-                windows = Conditions(self.pipeline, self.layout, level, px).windows_of(schedule)
-                found[stage] = forwards_of(windows, self.settings.guidance)
+        if self.overview is not None:
+            told = overview_conditions(self.pipeline, self.layout, self.overview, self.overview_px, self.levels.shrink)
+            found["overview"] = forwards_of(told.windows_of(self.overview), self.settings.guidance)
+        found["canvas"] = forwards_of(self.conditions(None).windows_of(self.canvas), self.settings.guidance)
         return found
 
     @property
     def forwards_all(self) -> int:
         """U-Net forwards of all stages."""
         return sum(self.forwards.values())
+
+    @property
+    def coverage(self) -> float:
+        """How often the U-Net sees a position of the canvas, all steps together; glass alone is not seen."""
+        return self.canvas.coverage * self.conditions(None).windows_of(self.canvas) / self.canvas.windows

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["attention_halo", "decoder_halo", "encoder_halo", "trimmed_decoder"]
+__all__ = ["attention_halo", "changed_block_inputs", "decoder_halo", "encoder_halo", "trimmed_decoder"]
 
 FALLBACK_HALO = 16
 """Halo in latent positions for an autoencoder whose layout is not `AutoencoderKL`'s."""
@@ -68,23 +68,32 @@ def trimmed_decoder(vae: Any, margins: list[int]) -> Iterator[None]:
         it holds what of it the decoded tile still has.
     """
     layers, blocks = _layout(vae)
+
+    def trim(block: int, x: torch.Tensor) -> torch.Tensor:
+        keep = math.ceil(_radius_from(block, layers, blocks)) + 1
+        cuts = [max(0, margin - keep) for margin in margins]
+        margins[:] = [margin - cut for margin, cut in zip(margins, cuts, strict=True)]
+        top, bottom, left, right = (cut * 2**block for cut in cuts)
+        return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+    with changed_block_inputs(vae, trim):
+        yield
+
+
+@contextmanager
+def changed_block_inputs(vae: Any, change: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Within the context up block b of the decoder is given ``change(b, x)`` for its input x.
+
+    Its resolution is 2^b times the latent's. An autoencoder whose layout is not `AutoencoderKL`'s is left as it is.
+    """
     handles = []
 
-    def trim(block: int) -> Any:
-        keep = math.ceil(_radius_from(block, layers, blocks)) + 1
-
-        def hook(_: object, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x = inputs[0]
-            cuts = [max(0, margin - keep) for margin in margins]
-            margins[:] = [margin - cut for margin, cut in zip(margins, cuts, strict=True)]
-            top, bottom, left, right = (cut * 2**block for cut in cuts)
-            return (x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right], *inputs[1:])
-
-        return hook
+    def hook_of(block: int) -> Any:
+        return lambda _, inputs: (change(block, inputs[0]), *inputs[1:])
 
     try:
-        for block in range(blocks):
-            handles.append(vae.decoder.up_blocks[block].register_forward_pre_hook(trim(block)))
+        for block in range(_layout(vae)[1]):
+            handles.append(vae.decoder.up_blocks[block].register_forward_pre_hook(hook_of(block)))
         yield
     finally:
         for handle in handles:

@@ -189,7 +189,7 @@ def _make_large(
     )
     report.add_seconds(seconds)
     report.forwards += plan.forwards_all
-    report.coverage = plan.canvas.coverage
+    report.coverage = plan.coverage
 
 
 def _make_folder(run: Run, kind: Format, report: GenerateReport, progress: Progress | None) -> None:

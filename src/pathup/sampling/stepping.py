@@ -66,6 +66,8 @@ class BandStepper:
         parts = state_CHW.split(self.channels)
         for (holder, key), memory in zip(list(_memories(scheduler)), parts[1:], strict=True):
             holder[key] = memory[None]
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.is_scale_input_called = True  # it was, by `scaled`, on another copy
         sample = scheduler.step(prediction_CHW[None], self.timestep, parts[0][None], return_dict=False)[0]
         kept = [holder[key] for holder, key in _memories(scheduler, tuple(sample.shape))]
         return torch.cat([sample[0], *(memory[0] for memory in kept)])

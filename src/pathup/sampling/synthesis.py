@@ -114,7 +114,12 @@ class Synthesis:
 
     def bands(self, pipeline: PathUpPipeline, *, progress: Progress | None = None) -> Iterator[np.ndarray]:
         """The decoded image as uint8 RGB row bands, (rows, W, 3)."""
-        return decode_bands(pipeline, self.latents_CHW, blank=self.blank(pipeline), progress=progress)
+        blank, top = self.blank(pipeline), 0
+        for band in decode_bands(pipeline, self.latents_CHW, blank=blank, progress=progress):
+            if blank is not None:
+                blank.paint(band, top)
+            top += len(band)
+            yield band
 
     def pixels(self, pipeline: PathUpPipeline) -> np.ndarray:
         """The decoded image, uint8 RGB (H, W, 3)."""

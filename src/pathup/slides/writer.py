@@ -16,7 +16,8 @@ import json
 import struct
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -28,8 +29,18 @@ from PIL import Image, PngImagePlugin
 
 from pathup import __version__, storage
 from pathup.errors import PathUpError
+from pathup.slides.pyramid import Level, checked_bands, encode_jpeg
+from pathup.slides.targets import check_target, remove_leftovers
 
-__all__ = ["OME_TIFF_ENDINGS", "PNG_LIMIT_PX", "TIFF_TILE_PX", "level_shapes", "write_ome_tiff", "write_png"]
+__all__ = [
+    "OME_TIFF_ENDINGS",
+    "PNG_LIMIT_PX",
+    "TIFF_TILE_PX",
+    "check_target",
+    "level_shapes",
+    "write_ome_tiff",
+    "write_png",
+]
 
 Compression = Literal["jpeg", "deflate"]
 
@@ -96,15 +107,16 @@ def write_ome_tiff(
         The bands do not add up to `shape`, or are not uint8 RGB.
     """
     check_target(target, overwrite=overwrite)
+    remove_leftovers(target)
     height, width = shape
     shapes = level_shapes(height, width)
-    encode = _Encoder(compression, quality)
+    encode = _Encoder(compression, quality, TIFF_TILE_PX)
     with storage.atomic_path(target) as temporary, _Spools(target.parent, len(shapes) - 1) as spools:
-        level: _Level | None = None
+        level: Level | None = None
         for level_shape, spool in zip(shapes[:0:-1], spools.spools[::-1], strict=True):
-            level = _Level(level_shape, encode, spool.add, below=level)
+            level = Level(level_shape, TIFF_TILE_PX, encode.into(spool.add), below=level)
         out: list[bytes] = []
-        top = _Level(shapes[0], encode, out.append, below=level)
+        top = Level(shapes[0], TIFF_TILE_PX, encode.into(out.append), below=level)
         with tifffile.TiffWriter(temporary, bigtiff=height * width * 4 > BIGTIFF_BYTES, ome=True) as writer:
             common = {
                 "dtype": "uint8",
@@ -157,7 +169,7 @@ def write_png(
     check_png_size(height, width)
     image = np.empty((height, width, 3), np.uint8)
     done = 0
-    for band in _checked(bands, shape):
+    for band in checked_bands(bands, shape):
         image[done : done + len(band)] = band
         done += len(band)
     text = PngImagePlugin.PngInfo()
@@ -174,16 +186,8 @@ def check_png_size(height: int, width: int) -> None:
     if height * width > PNG_LIMIT_PX:
         raise PathUpError(
             f"{width} x {height} px is too large for a PNG (at most {PNG_LIMIT_PX // 1_000_000} megapixels); "
-            "name an output that ends in .ome.tiff"
+            "name an output that ends in .ome.tiff or .dzi"
         )
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Raise a PathUpError when `target` exists and must not be replaced, or is a folder."""
-    if target.is_dir():
-        raise PathUpError(f"{target} is a folder, but a file is to be written there; name another output")
-    if target.exists() and not overwrite:
-        raise PathUpError(f"{target} exists already; add --overwrite to replace it, or name another output")
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ class _Encoder:
 
     compression: Compression
     quality: int
+    side: int
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -199,68 +204,17 @@ class _Encoder:
             return {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (1, 1)}
         return {"compression": "adobe_deflate", "photometric": "rgb"}
 
-    def __call__(self, tile: np.ndarray) -> bytes:
+    def into(self, take: Callable[[bytes], None]) -> Callable[[int, int, np.ndarray], None]:
+        """A level's sink: tiles come in the file's order, so that row and column need not be told."""
+        return lambda _row, _column, tile: take(self._encoded(tile))
+
+    def _encoded(self, tile: np.ndarray) -> bytes:
+        missing = (self.side - tile.shape[0], self.side - tile.shape[1])
+        if any(missing):  # repeat the rim: black padding would ring into the picture under JPEG
+            tile = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
         if self.compression == "jpeg":
-            encoded = imagecodecs.jpeg8_encode(
-                tile, level=self.quality, colorspace="rgb", outcolorspace="ycbcr", subsampling="444"
-            )
-        else:
-            encoded = imagecodecs.zlib_encode(tile.tobytes(), level=6)
-        return bytes(encoded)
-
-
-@dataclass
-class _Level:
-    """Gathers rows of one level into rows of TIFF tiles, and passes each on, halved, to the level below it.
-
-    Invariant: fewer than TIFF_TILE_PX rows wait between calls of `add`.
-    """
-
-    shape: tuple[int, int]
-    encode: _Encoder
-    sink: Any  # called with each encoded tile, in the file's order
-    below: _Level | None = None
-    waiting: np.ndarray | None = None
-    rows_done: int = field(default=0)
-
-    def add(self, rows: np.ndarray) -> None:
-        height, width = self.shape
-        waiting = 0 if self.waiting is None else len(self.waiting)
-        rows = rows[: height - self.rows_done - waiting, :width]  # the last row or column of an odd side has no pair
-        for start in range(0, len(rows), TIFF_TILE_PX):  # piecewise, so that a tall band is not copied as a whole
-            piece = rows[start : start + TIFF_TILE_PX]
-            self.waiting = piece if self.waiting is None else np.concatenate([self.waiting, piece])
-            while self.waiting is not None and (
-                len(self.waiting) >= TIFF_TILE_PX or self.rows_done + len(self.waiting) >= height
-            ):
-                self._emit(self.waiting[: min(TIFF_TILE_PX, height - self.rows_done)])
-
-    def _emit(self, rows: np.ndarray) -> None:
-        height, width = self.shape
-        side = TIFF_TILE_PX
-        for left in range(0, width, side):
-            tile = rows[:, left : left + side]
-            missing = (side - tile.shape[0], side - tile.shape[1])
-            if any(missing):  # repeat the rim: black padding would ring into the picture under JPEG
-                tile = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-            self.sink(self.encode(np.ascontiguousarray(tile)))
-        self.rows_done += len(rows)
-        rest = self.waiting[len(rows) :] if self.waiting is not None else rows[:0]
-        self.waiting = rest.copy() if len(rest) and self.rows_done < height else None
-        if self.below is not None:
-            self.below.add(_halved(rows))
-
-
-def _halved(rows: np.ndarray) -> np.ndarray:
-    """Mean of 2 x 2 pixels, rounded to nearest; a last odd row or column is left out, unless it is the only one."""
-    if rows.shape[0] == 1:
-        rows = np.repeat(rows, 2, axis=0)
-    if rows.shape[1] == 1:
-        rows = np.repeat(rows, 2, axis=1)
-    height, width = rows.shape[0] // 2 * 2, rows.shape[1] // 2 * 2
-    wide = rows[:height, :width].astype(np.uint16)
-    total = wide[0::2, 0::2] + wide[1::2, 0::2] + wide[0::2, 1::2] + wide[1::2, 1::2]
-    return ((total + 2) // 4).astype(np.uint8)
+            return encode_jpeg(tile, self.quality)
+        return bytes(imagecodecs.zlib_encode(np.ascontiguousarray(tile).tobytes(), level=6))
 
 
 @dataclass
@@ -291,25 +245,12 @@ class _Spools:
 
     def __exit__(self, *_: object) -> None:
         for spool in self.spools:
-            spool.file.close()
+            with suppress(OSError):  # on a full disk, what still waits to be written is not missed
+                spool.file.close()
 
 
-def _checked(bands: Iterable[np.ndarray], shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    height, width = shape
-    done = 0
-    for band in bands:
-        if band.dtype != np.uint8 or band.ndim != 3 or band.shape[1:] != (width, 3) or done + len(band) > height:
-            raise ValueError(
-                f"a band of {band.dtype} {band.shape} after {done} rows does not fit an RGB image of {shape}"
-            )
-        done += len(band)
-        yield band
-    if done != height:
-        raise ValueError(f"the bands hold {done} rows, but the image has {height}")
-
-
-def _drained(bands: Iterable[np.ndarray], top: _Level, out: list[bytes]) -> Iterator[bytes]:
-    for band in _checked(bands, top.shape):
+def _drained(bands: Iterable[np.ndarray], top: Level, out: list[bytes]) -> Iterator[bytes]:
+    for band in checked_bands(bands, top.shape):
         top.add(band)
         yield from out
         out.clear()

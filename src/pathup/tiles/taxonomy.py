@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 from pathup.errors import unknown
 from pathup.recipes import LevelSpec, Recipe
@@ -12,6 +13,22 @@ _NUMBERED = re.compile(r"^\d+[ _-]+(?=\S)")
 
 
 def label_of(recipe: Recipe, written: str, *, where: str) -> str:
+    """The class label of a recipe that `written` means, as `label_among` reads it.
+
+    Raises
+    ------
+    PathUpError
+        No class of the recipe is called so; the nearest is named.
+    """
+    return label_among(class_list(recipe), written, where=where)
+
+
+def class_list(recipe: Recipe) -> list[dict[str, str]]:
+    """A recipe's classes as a model lists them: label and name of each."""
+    return [{"label": spec.label, "name": spec.name} for spec in recipe.classes]
+
+
+def label_among(classes: Sequence[Mapping[str, str]], written: str, *, where: str) -> str:
     """The class label that `written` means.
 
     A label, a class's full name, either behind a number (``0_N``, ``3 DCIS``); upper and lower case, spaces,
@@ -19,20 +36,24 @@ def label_of(recipe: Recipe, written: str, *, where: str) -> str:
 
     Parameters
     ----------
+    classes
+        ``label`` and ``name`` of each, as a model's configuration lists them.
+    written
+        What is written there.
     where
         What holds the name (a folder, an annotation), for the message.
 
     Raises
     ------
     PathUpError
-        No class of the recipe is called so; the nearest is named.
+        No class is called so; the nearest is named.
     """
-    known = {folded(name): spec.label for spec in recipe.classes for name in (spec.name, spec.label)}
+    known = {folded(name): spec["label"] for spec in classes for name in (spec["name"], spec["label"])}
     for candidate in (written, _NUMBERED.sub("", written.strip())):
         if folded(candidate) in known:
             return known[folded(candidate)]
     bare = _NUMBERED.sub("", written.strip())
-    names = {spec.label: spec.name for spec in recipe.classes}
+    names = {spec["label"]: spec["name"] for spec in classes}
     raise unknown(f"class in {where}:", bare, [*names, *(n for n in names.values() if n not in names)])
 
 

@@ -1,0 +1,430 @@
+"""What ``benchmarks/sampling.py`` times: each function is one turn of one method, in a process of its own.
+
+All methods take the same U-Net, attention kernel, allocator, noise, DDIM timesteps and prompt. U-Net forwards are
+counted where they happen, not by what a method says of itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/sampling/reference.py is beside the package
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import UNet2DConditionModel
+
+from pathup.memory import keep_freed_memory
+from pathup.model.pipeline import PathUpPipeline, build_pipeline, load_pipeline
+from pathup.recipes import load_recipe
+from pathup.sampling.canvas import canvas_noise
+from pathup.sampling.conditions import Conditions
+from pathup.sampling.device import choose_device, peak_memory_bytes
+from pathup.sampling.layouts import plain_layout
+from pathup.sampling.overview import sampling_levels
+from pathup.sampling.requests import GenerateRequest
+from pathup.sampling.runs import generate, model_sha256
+from pathup.sampling.schedule import WindowKind, WindowSchedule, window_schedule
+from pathup.sampling.synthesis import plan_image
+from pathup.sampling.tracking import denoise, last_timesteps
+from pathup.sampling.windows import Weighting
+from tests.sampling.reference import algorithm_1
+
+STEPS, GUIDANCE = 8, 1.0
+"""Of the methods that are compared; ``pathup generate`` takes the model's own where none are asked for."""
+
+SWEEP_FORWARDS = 128
+"""Forwards that each batch size is tried with at a time, at least."""
+
+TILE_SIDES = (32, 64, 128, 256)
+"""Sides of plain tiles that bare decoding is tried with, in latent positions."""
+
+PANORAMA_STRIDE = 8
+"""The stride between its windows that diffusers' panorama pipeline has, in latent positions."""
+
+Turn = dict[str, Any]
+
+
+@dataclass
+class Count:
+    """U-Net forwards: one window once through the U-Net; `positions` are theirs, all together."""
+
+    forwards: int = 0
+    positions: int = 0
+
+
+@contextmanager
+def counted() -> Iterator[Count]:
+    """Counts what any U-Net is given meanwhile."""
+    count, plain = Count(), UNet2DConditionModel.forward
+
+    @functools.wraps(plain)
+    def forward(self: Any, sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        count.forwards += sample.shape[0]
+        count.positions += sample.shape[0] * sample.shape[2] * sample.shape[3]
+        return plain(self, sample, *arguments, **named)
+
+    UNet2DConditionModel.forward = forward
+    try:
+        yield count
+    finally:
+        UNet2DConditionModel.forward = plain
+
+
+class Spent(NamedTuple):
+    """Seconds on the clock, and of the processor in all threads: the latter tells more where the machine is shared."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass
+class Bench:
+    """A model on its device, and what is asked of it."""
+
+    asked: argparse.Namespace
+    pipeline: PathUpPipeline = field(init=False)
+
+    def __post_init__(self) -> None:
+        diffusers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        if self.asked.threads:
+            torch.set_num_threads(self.asked.threads)
+        device = choose_device(self.asked.device)
+        if device.type == "cpu":
+            keep_freed_memory()  # as `pathup generate` does; so no method gains by it over another
+        self.pipeline = loaded(self.asked, device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks compute."""
+        return self.pipeline.compute_device
+
+    @property
+    def window(self) -> int:
+        """Side of a window, in latent positions."""
+        return self.pipeline.sampling.window_latent
+
+    @property
+    def overlap(self) -> int:
+        """Half a window, as in the paper."""
+        return self.window // 2
+
+    @property
+    def guidance(self) -> float:
+        """Of what is compared."""
+        return GUIDANCE if self.asked.guidance is None else float(self.asked.guidance)
+
+    @property
+    def steps(self) -> int:
+        """Of what is compared."""
+        return self.asked.steps or STEPS
+
+    @property
+    def label(self) -> str:
+        """The class that is drawn."""
+        return self.pipeline.labels[0]
+
+    @property
+    def prompt(self) -> str:
+        """Its prompt for large images."""
+        return self.pipeline.prompt(self.label, sampling_levels(self.pipeline).patch)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The canvas, (C, H, W)."""
+        side = self.asked.size // self.pipeline.factor
+        return self.pipeline.latent_channels, side, side
+
+    @functools.cached_property
+    def start(self) -> torch.Tensor:
+        """The noise that every method begins with."""
+        return canvas_noise(self.shape, 0)
+
+    def timesteps(self) -> tuple[Any, torch.Tensor]:
+        """A fresh scheduler, and all its timesteps."""
+        scheduler = self.pipeline.make_scheduler("ddim")
+        return scheduler, last_timesteps(scheduler, self.steps, 1.0)
+
+    def schedule(self, kind: WindowKind) -> WindowSchedule:
+        """The windows of each step."""
+        values = {"windows": kind, "overlap_latent": self.overlap}
+        settings = self.pipeline.sampling.model_copy(update=values)
+        return window_schedule(settings, *self.shape[1:], self.steps, 0)
+
+    def windows_at_once(self, guidance: float) -> int:
+        """As many as make the best batch of the U-Net: with guidance each window is two of its samples."""
+        return max(1, self.asked.batch // (1 if guidance == 1 else 2))
+
+    def worth(self, positions: int) -> float:
+        """Positions in full windows' forwards: a window at the rim may be smaller or larger."""
+        return positions / self.window**2
+
+    def own_overrides(self, kind: WindowKind) -> dict[str, Any]:
+        """What ``pathup generate`` is told; None is the model's own."""
+        own = self.pipeline.sampling.guidance if self.asked.guidance is None else self.asked.guidance
+        return {
+            "windows": kind, "steps": self.asked.steps, "guidance": self.asked.guidance,
+            "window_batch": self.windows_at_once(own),
+        }  # fmt: skip
+
+    def timed(self, work: Callable[[], Any]) -> tuple[Spent, Any]:
+        """Wall and processor time of some work, and its result."""
+        self.finished()
+        started, processor = time.perf_counter(), time.process_time()
+        result = work()
+        self.finished()
+        return Spent(time.perf_counter() - started, time.process_time() - processor), result
+
+    def finished(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def forward(self, batch: int) -> Callable[[], Any]:
+        """Full windows through the U-Net with nothing around them."""
+        latents = torch.randn(batch, self.shape[0], self.window, self.window, device=self.device)
+        embeddings = self.pipeline.encode_prompts([self.prompt]).expand(batch, -1, -1)
+        timestep = torch.tensor(500, device=self.device)
+
+        @torch.inference_mode()
+        def work() -> Any:
+            return self.pipeline.predict(latents, timestep, embeddings, embeddings, 1.0)
+
+        return work
+
+    def decode(self, height: int, width: int) -> Callable[[], Any]:
+        """A plain tile through the autoencoder's decoder."""
+        latents = torch.randn(1, self.shape[0], height, width, device=self.device)
+
+        @torch.inference_mode()
+        def work() -> Any:
+            return self.pipeline.decode_latents(latents)
+
+        return work
+
+
+def loaded(asked: argparse.Namespace, device: torch.device) -> PathUpPipeline:
+    if asked.model is not None:
+        return load_pipeline(asked.model, device=device)
+    pipeline = build_pipeline(load_recipe(asked.recipe))
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.eval().requires_grad_(False)
+    return pipeline.to(device)
+
+
+# -- what is compared: the same noise, steps and windows -----------------------------------------------------
+
+
+def denoised(bench: Bench, work: Callable[[], torch.Tensor], batch: int, expected: float | None = None) -> Turn:
+    """One turn of a method that takes the noise to x_0; the first call of a process pays for allocations."""
+    bench.forward(batch)()
+    bench.finished()
+    before = peak_memory_bytes(bench.device)
+    with counted() as count:
+        spent, latents = bench.timed(work)
+    if bench.asked.keep:
+        np.save(bench.asked.keep, latents.cpu().numpy())
+    return {
+        "seconds": {"total": spent.wall},
+        "cpu_seconds": spent.cpu,
+        "forwards": count.forwards,
+        "windows_worth": bench.worth(count.positions),
+        "windows_worth_expected": expected,
+        "window_batch": batch,
+        "peak_memory_bytes": peak_memory_bytes(bench.device),
+        "peak_memory_before_bytes": before,
+    }
+
+
+def literal(bench: Bench) -> Turn:
+    """The paper's algorithm, window after window (tests/sampling/reference.py)."""
+
+    def work() -> torch.Tensor:
+        scheduler, timesteps = bench.timesteps()
+        with torch.device(bench.device):  # where it makes its sums and weights
+            return algorithm_1(
+                bench.pipeline, bench.start.to(bench.device), scheduler, timesteps, prompt=bench.prompt,
+                guidance=bench.guidance, size=bench.window, overlap=bench.overlap,
+            )  # fmt: skip
+
+    return denoised(bench, work, 1)
+
+
+def ours(bench: Bench, kind: WindowKind, weighting: Weighting, one_by_one: bool = False) -> Turn:
+    """PathUp's sampler."""
+    batch, schedule = 1 if one_by_one else bench.windows_at_once(bench.guidance), bench.schedule(kind)
+
+    def work() -> torch.Tensor:
+        layout = plain_layout(bench.label, (bench.asked.size, bench.asked.size))
+        level, factor = sampling_levels(bench.pipeline).patch, bench.pipeline.factor
+        return denoise(
+            bench.pipeline, bench.start, schedule, *bench.timesteps(),
+            conditions=Conditions(bench.pipeline, layout, level, factor),
+            guidance=bench.guidance, window_batch=batch, weighting=weighting,
+        )  # fmt: skip
+
+    once, overlapping = bench.shape[1] * bench.shape[2], schedule.grid.positions
+    last = schedule.overlapped_steps if kind == "shifted" else bench.steps
+    passes = 1 if bench.guidance == 1 else 2
+    expected = bench.worth(passes * ((bench.steps - last) * once + last * overlapping))
+    return denoised(bench, work, batch, expected)
+
+
+def multidiffusion(bench: Bench, stride: int | None, one_by_one: bool) -> Turn:
+    """The panorama pipeline of diffusers; without a stride, the paper's."""
+    from benchmarks.panorama import draw, panorama  # here: its imports take memory, which other methods don't need
+
+    batch = 1 if one_by_one else bench.windows_at_once(bench.guidance)
+    made = panorama(bench.pipeline, bench.window, bench.window - bench.overlap if stride is None else stride)
+
+    def work() -> torch.Tensor:
+        prompted, empty = (bench.pipeline.encode_prompts([text]) for text in (bench.prompt, ""))
+        return draw(
+            made, bench.start, {"prompt_embeds": prompted, "negative_prompt_embeds": empty},
+            steps=bench.steps, guidance=bench.guidance, view_batch=batch,
+        )  # fmt: skip
+
+    return denoised(bench, work, batch)
+
+
+# -- a whole slide, and what it would cost with nothing around it --------------------------------------------
+
+
+def whole(bench: Bench, kind: WindowKind) -> Turn:
+    """``pathup generate`` into an OME-TIFF: the time is that of all of it, the model's loading with it."""
+    before = peak_memory_bytes(bench.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = bench.asked.model
+        if model is None:
+            model = Path(scratch) / "model"
+            bench.pipeline.save_pretrained(model)
+
+        def draw_slide(name: str, size: int, **changed: Any) -> Any:
+            values = {**bench.own_overrides(kind), **changed}
+            return generate(GenerateRequest(
+                model=model, out=Path(scratch) / f"{name}.ome.tiff", label=bench.label, size=str(size),
+                device=bench.asked.device, threads=bench.asked.threads, **values,
+            ))  # fmt: skip
+
+        draw_slide("warm", bench.window * bench.pipeline.factor, steps=2)
+        with counted() as count:
+            spent, report = bench.timed(functools.partial(draw_slide, "whole", bench.asked.size))
+    stages = {stage: seconds for stage, seconds in report.seconds.items() if stage != "total"}
+    return {
+        "seconds": {"load": spent.wall - sum(stages.values()), **stages, "total": spent.wall},
+        "cpu_seconds": spent.cpu,
+        "forwards": count.forwards,
+        "forwards_reported": report.forwards,
+        "windows_worth": bench.worth(count.positions),
+        "window_batch": bench.own_overrides(kind)["window_batch"],
+        "coverage": report.coverage,
+        "peak_memory_bytes": peak_memory_bytes(bench.device),
+        "peak_memory_before_bytes": before,
+    }
+
+
+def bare(bench: Bench, kind: WindowKind) -> Turn:
+    """As many forwards of full windows as the slide takes, one batch after the other, and plain decoding of its pixels.
+
+    The overview's own pixels and the encoding are not in it.
+    """
+    size = (bench.asked.size, bench.asked.size)
+    plan = plan_image(bench.pipeline, bench.label, size_px=size, **bench.own_overrides(kind))
+    schedules = [schedule for schedule in (plan.overview, plan.canvas) if schedule is not None]
+    positions = sum(schedule[step].positions for schedule in schedules for step in range(len(schedule)))
+    worth = bench.worth(positions * (1 if plan.settings.guidance == 1 else 2))
+    wanted, batch = max(1, round(worth)), bench.asked.batch
+    calls = [bench.forward(batch)] * (wanted // batch)
+    calls += [bench.forward(wanted % batch)] if wanted % batch else []
+    tile, side = min(bench.asked.tile, plan.shape[1]), plan.shape[1]
+    spans = [min(tile, side - at) for at in range(0, side, tile)]
+    shapes = [(tall, wide) for tall in spans for wide in spans]
+    decoders = {shape: bench.decode(*shape) for shape in set(shapes)}
+    calls[0]()
+    decoders[shapes[0]]()
+    with counted() as count:
+        forwards, _ = bench.timed(functools.partial(_all, calls))
+    decode, _ = bench.timed(functools.partial(_all, [decoders[shape] for shape in shapes]))
+    return {
+        "seconds": {"forwards": forwards.wall, "decode": decode.wall, "total": forwards.wall + decode.wall},
+        "cpu_seconds": forwards.cpu + decode.cpu,
+        "forwards": count.forwards,
+        "windows_worth": bench.worth(count.positions),
+        "window_batch": batch,
+        "peak_memory_bytes": peak_memory_bytes(bench.device),
+    }
+
+
+def sweep(bench: Bench) -> Turn:
+    """Seconds a forward by batch size and seconds a position by tile, in turns; and what the model is."""
+    side = bench.shape[1]
+    works = {("batch", batch): (bench.forward(batch), -(-SWEEP_FORWARDS // batch), batch)
+             for batch in bench.asked.batches}  # fmt: skip
+    sides = sorted({min(tile, side) for tile in TILE_SIDES})
+    for tile in sides:
+        works["tile", tile] = bench.decode(tile, tile), (max(sides) // tile) ** 2, tile**2
+    found: dict[tuple[str, int], list[float]] = {name: [] for name in works}
+    for turn in range(bench.asked.repeats + 1):
+        for name, (work, times, unit) in works.items():
+            calls = times if turn else 1  # the first pays for allocations
+            spent, _ = bench.timed(functools.partial(_all, [work] * calls))
+            if turn:
+                found[name].append(spent.wall / calls / unit)
+    least = {name: min(values) for name, values in found.items()}
+    unet = bench.pipeline.unet
+    return {
+        "seconds_a_forward": {str(batch): least["batch", batch] for batch in bench.asked.batches},
+        "seconds_a_position_decoded": {str(tile): least["tile", tile] for tile in sides},
+        "facts": {
+            "model_sha256": None if bench.asked.model is None else model_sha256(bench.asked.model),
+            "window_latent": bench.window, "overlap_latent": bench.overlap, "factor": bench.pipeline.factor,
+            "canvas_latent": side, "steps": bench.steps, "guidance": bench.guidance, "scheduler": "ddim",
+            "unet_parameters": sum(p.numel() for p in unet.parameters()),
+            "own_settings": bench.pipeline.sampling.model_dump(mode="json"),
+            "whole_steps": bench.asked.steps or bench.pipeline.sampling.steps,
+            "device": str(bench.device),
+            "device_name": torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+        },
+    }  # fmt: skip
+
+
+def _all(calls: list[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()
+
+
+METHODS: dict[str, Callable[[Bench], Turn]] = {
+    "literal": literal,
+    "equation_6": lambda bench: ours(bench, "overlapped", "equation_6"),
+    "overlapped": lambda bench: ours(bench, "overlapped", "hann"),
+    "overlapped_1": lambda bench: ours(bench, "overlapped", "hann", one_by_one=True),
+    "shifted": lambda bench: ours(bench, "shifted", "hann"),
+    "panorama_half": lambda bench: multidiffusion(bench, None, one_by_one=True),
+    "panorama_half_batched": lambda bench: multidiffusion(bench, None, one_by_one=False),
+    "panorama": lambda bench: multidiffusion(bench, PANORAMA_STRIDE, one_by_one=True),
+    "panorama_batched": lambda bench: multidiffusion(bench, PANORAMA_STRIDE, one_by_one=False),
+    "whole_overlapped": lambda bench: whole(bench, "overlapped"),
+    "bare_overlapped": lambda bench: bare(bench, "overlapped"),
+    "whole_shifted": lambda bench: whole(bench, "shifted"),
+    "bare_shifted": lambda bench: bare(bench, "shifted"),
+}
+
+
+def turn_of(asked: argparse.Namespace) -> Turn:
+    """Carry out the turn that is asked for."""
+    bench = Bench(asked)
+    return sweep(bench) if asked.turn == "sweep" else METHODS[asked.turn](bench)
