@@ -32,17 +32,22 @@ SHIPPED = Path("models/atlas")
 
 def turn(asked: argparse.Namespace, name: str, **more: Any) -> dict[str, Any]:
     """One turn in a process of its own."""
-    named = {**vars(asked), **more, "turn": name}
-    arguments: list[str] = []
-    for key, value in named.items():
-        if value is not None and key not in ("methods", "output", "table"):
-            arguments += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, __file__, *arguments_of(asked, name, **more)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise PathUpError(f"the turn of '{name}' ended with status {done.returncode}; what it said is above")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def arguments_of(asked: argparse.Namespace, name: str, **more: Any) -> list[str]:
+    """What one turn's process is told: the same command line, and whose turn it is."""
+    named = {**vars(asked), **more, "turn": name}
+    arguments: list[str] = []
+    for key, value in named.items():
+        if value is not None and key not in ("methods", "output", "table"):
+            arguments += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return arguments
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:

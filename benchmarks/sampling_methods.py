@@ -26,6 +26,7 @@ import transformers
 from diffusers import UNet2DConditionModel
 
 from pathup.memory import keep_freed_memory
+from pathup.model.attention import fast_attention
 from pathup.model.pipeline import PathUpPipeline, build_pipeline, load_pipeline
 from pathup.recipes import load_recipe
 from pathup.sampling.canvas import canvas_noise
@@ -194,26 +195,27 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def forward(self, batch: int) -> Callable[[], Any]:
-        """Full windows through the U-Net with nothing around them."""
+        """Full windows through the U-Net, called as it is."""
         latents = torch.randn(batch, self.shape[0], self.window, self.window, device=self.device)
         embeddings = self.pipeline.encode_prompts([self.prompt]).expand(batch, -1, -1)
         timestep = torch.tensor(500, device=self.device)
-
-        @torch.inference_mode()
-        def work() -> Any:
-            return self.pipeline.predict(latents, timestep, embeddings, embeddings, 1.0)
-
-        return work
+        return lambda: self.pipeline.unet(latents, timestep, embeddings, return_dict=False)
 
     def decode(self, height: int, width: int) -> Callable[[], Any]:
-        """A plain tile through the autoencoder's decoder."""
+        """A plain tile through the autoencoder's decoder, called as it is."""
         latents = torch.randn(1, self.shape[0], height, width, device=self.device)
+        return lambda: self.pipeline.vae.decode(latents, return_dict=False)
 
-        @torch.inference_mode()
-        def work() -> Any:
-            return self.pipeline.decode_latents(latents)
+    @torch.inference_mode()
+    def repeated(self, calls: list[Callable[[], Any]]) -> Spent:
+        """Calls one after the other, with nothing around them but the attention kernel that the sampler takes."""
+        with fast_attention(self.pipeline.unet, self.device):
+            return self.timed(lambda: _all(calls))[0]
 
-        return work
+
+def _all(calls: list[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()
 
 
 def loaded(asked: argparse.Namespace, device: torch.device) -> PathUpPipeline:
@@ -230,8 +232,7 @@ def loaded(asked: argparse.Namespace, device: torch.device) -> PathUpPipeline:
 
 def denoised(bench: Bench, work: Callable[[], torch.Tensor], batch: int, expected: float | None = None) -> Turn:
     """One turn of a method that takes the noise to x_0; the first call of a process pays for allocations."""
-    bench.forward(batch)()
-    bench.finished()
+    bench.repeated([bench.forward(batch)])
     before = peak_memory_bytes(bench.device)
     with counted() as count:
         spent, latents = bench.timed(work)
@@ -353,11 +354,10 @@ def bare(bench: Bench, kind: WindowKind) -> Turn:
     spans = [min(tile, side - at) for at in range(0, side, tile)]
     shapes = [(tall, wide) for tall in spans for wide in spans]
     decoders = {shape: bench.decode(*shape) for shape in set(shapes)}
-    calls[0]()
-    decoders[shapes[0]]()
+    bench.repeated([calls[0], decoders[shapes[0]]])  # pays for allocations
     with counted() as count:
-        forwards, _ = bench.timed(functools.partial(_all, calls))
-    decode, _ = bench.timed(functools.partial(_all, [decoders[shape] for shape in shapes]))
+        forwards = bench.repeated(calls)
+    decode = bench.repeated([decoders[shape] for shape in shapes])
     return {
         "seconds": {"forwards": forwards.wall, "decode": decode.wall, "total": forwards.wall + decode.wall},
         "cpu_seconds": forwards.cpu + decode.cpu,
@@ -380,7 +380,7 @@ def sweep(bench: Bench) -> Turn:
     for turn in range(bench.asked.repeats + 1):
         for name, (work, times, unit) in works.items():
             calls = times if turn else 1  # the first pays for allocations
-            spent, _ = bench.timed(functools.partial(_all, [work] * calls))
+            spent = bench.repeated([work] * calls)
             if turn:
                 found[name].append(spent.wall / calls / unit)
     least = {name: min(values) for name, values in found.items()}
@@ -400,11 +400,6 @@ def sweep(bench: Bench) -> Turn:
             "threads": torch.get_num_threads(),
         },
     }  # fmt: skip
-
-
-def _all(calls: list[Callable[[], Any]]) -> None:
-    for call in calls:
-        call()
 
 
 METHODS: dict[str, Callable[[Bench], Turn]] = {

@@ -90,7 +90,7 @@ def verdicts(rows: dict[str, Row], apart: float | None) -> list[Row]:
         what, limit = "difference of overlapped windows (equation 6) from the literal loop", LIMITS["agreement"]
         judged(1, what, apart, limit, apart <= limit)
     for kind in ("overlapped", "shifted"):
-        compared(2, f"time of pathup generate ({kind}) over bare cost", f"whole_{kind}", f"bare_{kind}", LIMITS["whole"])
+        compared(2, f"time of a whole slide ({kind}) over bare cost", f"whole_{kind}", f"bare_{kind}", LIMITS["whole"])
     return found
 
 
@@ -107,87 +107,109 @@ def table(result: Row) -> str:
     """The figures as a page of markdown."""
     facts, rows = result["facts"], result["methods"]
     where = facts["device_name"] or f"{facts['threads']} threads of {result['processor']}"
-    model = result["model"] + (f" ({result['model_sha256'][:12]})" if result.get("model_sha256") else "")
-    side, canvas = result["size_px"], facts["canvas_latent"]
+    model = result["model"] + (f" ({result['model_sha256'][:12]})" if result["model_sha256"] else "")
+    side, canvas, tried = result["size_px"], facts["canvas_latent"], ", ".join(map(str, facts["batches"]))
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         "# What a large image costs",
         "",
-        f"`python benchmarks/sampling.py` with {model} on {where}: {side} x {side} px, {canvas} x {canvas} latent "
-        f"positions, windows of {facts['window_latent']}. Methods took their turns one after another, "
-        f"{result['repeats']} times each, every turn in a process of its own; the least time counts, and that of the "
-        f"medians is beside it. Batch of the U-Net: {result['batch']}, the fastest of "
-        f"{', '.join(map(str, facts['batches']))}. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + ".",
+        f"`python benchmarks/sampling.py` with {model} on {where}: {side} x {side} px, {canvas} x {canvas} latent",
+        f"positions, windows of {facts['window_latent']}. Methods took turns, {result['repeats']} times each, every turn "
+        "in a",
+        "process of its own; the least time counts, that of the medians is beside it. Batch of the U-Net: "
+        f"{result['batch']}, the",
+        f"fastest of {tried}.",
+        f"Versions: {versions}.",
     ]
-    compared = {name: row for name, row in rows.items() if not name.startswith(("whole_", "bare_"))}
+    compared = [row for name, row in rows.items() if not name.startswith(("whole_", "bare_"))]
     if compared:
-        lines += [
-            "",
-            f"## From noise to a canvas: {facts['steps']} steps of {facts['scheduler'].upper()}, guidance "
-            f"{facts['guidance']:g}",
-            "",
-            "| method | windows at once | seconds (median) | U-Net forwards | ms a forward | time / literal (medians) | "
-            "peak MiB | peak / literal |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for row in compared.values():
-            lines.append(
-                f"| {row['title']} | {row['window_batch']} | {row['seconds']:.1f} ({row['seconds_median']:.1f}) | "
-                f"{row['forwards']} | {1000 * row['seconds_a_forward']:.2f} | {_ratio(row)} | "
-                f"{row['peak_memory_bytes'] / 2**20:.0f} | {_number(row.get('peak_memory_bytes_ratio'))} |"
-            )
-        lines += [
-            "",
-            "- *seconds* is the time from the same noise to x_0, without loading or decoding: the least of the turns.",
-            "- *U-Net forwards* counts windows that went through the U-Net, where it was called: the work a method asks "
-            "for, whatever the machine.",
-            "- *ms a forward* is seconds over forwards: what differs between methods of the same work is batching and "
-            "what is done around the U-Net.",
-            "- *time / literal* below 1 is faster than the paper's algorithm taken literally; if it and that of the medians "
-            "differ much, the machine was busy.",
-            "- *peak MiB* is the most memory the process held, the model and Python with it; *peak / literal* above 1 is "
-            "what batching costs.",
-        ]
-    wholes = {name: row for name, row in rows.items() if name.startswith("whole_")}
+        lines += _compared(compared, facts)
+    wholes = {name.removeprefix("whole_"): row for name, row in rows.items() if name.startswith("whole_")}
     if wholes:
-        own = facts["own_settings"]
-        lines += [
-            "",
-            f"## A whole slide: `pathup generate`, {facts['whole_steps']} steps of {own['scheduler']}, strength "
-            f"{own['strength']:g}, guidance {facts['whole_guidance']:g}, into an OME-TIFF",
-            "",
-            "| windows | seconds (median) | bare (median) | whole / bare (medians) | U-Net forwards | ms a bare forward | "
-            "bare decoding, s | peak MiB | stages, s |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-        ]
-        for name, row in wholes.items():
-            plain = rows[f"bare_{name.removeprefix('whole_')}"]
-            stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in row["stages"].items() if stage != "total")
-            lines.append(
-                f"| {name.removeprefix('whole_')} | {row['seconds']:.1f} ({row['seconds_median']:.1f}) | "
-                f"{plain['seconds']:.1f} ({plain['seconds_median']:.1f}) | {_ratio(row)} | {row['forwards']} | "
-                f"{1000 * plain['stages']['forwards'] / plain['forwards']:.2f} | {plain['stages']['decode']:.1f} | "
-                f"{row['peak_memory_bytes'] / 2**20:.0f} | {stages} |"
-            )
-        lines += [
-            "",
-            "- *seconds* is all that the command does once Python has started: loading, overview, encoding, canvas, decoding, "
-            "writing.",
-            "- *bare* is as many forwards of full windows in the best batch, with nothing around them, and the decoder over "
-            "as many pixels in plain tiles: what no sampler of these windows can go below.",
-            "- *whole / bare* says what is lost around the networks; the overview's decoding and the encoding count as lost.",
-            "- *stages* add up to the seconds of the fastest turn; *load* is the model's loading and its hash.",
-        ]
+        lines += _slides(wholes, rows, facts)
     lines += ["", "## What must hold", "", *(f"- {said(verdict)}" for verdict in result["verdicts"]), ""]
     return "\n".join(lines)
 
 
-def _ratio(row: Row) -> str:
-    if "seconds_ratio" not in row:
-        return "-"
-    return f"{row['seconds_ratio']:.2f} ({row['seconds_median_ratio']:.2f})"
+_READING_COMPARED = """
+- *seconds* run from the same noise to x_0, without loading or decoding.
+- *processor s* is the processor's time in all threads: where others use the machine, it tells more than the clock.
+- *U-Net forwards* are windows that went through the U-Net, counted where it is called: the work a method asks for.
+- *ms a forward* is seconds over forwards: batching, and what is done around the U-Net.
+- *time / literal* below 1 is faster than the paper's algorithm taken literally.
+- *peak MiB* is the most memory the process held, the model and Python with it (on a GPU, the GPU's).
+- *peak / literal* above 1 is what the batch costs.
+"""
+
+_READING_SLIDES = """
+- *seconds* are all that the command does once Python has started.
+- *bare* is as many forwards of full windows in the best batch with nothing around them, and the decoder over as many
+  pixels in plain tiles.
+- *whole / bare* is what is lost around the networks; encoding, and decoding the overview, count as lost.
+- *U-Net forwards* are those of overview and canvas together.
+- *ms a bare forward* and *bare decoding* are what the bare cost is made of.
+- *peak MiB* is the most memory the process held.
+- *stages* add up to the seconds of the fastest turn; *load* is the model's loading and its hash.
+"""
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _compared(rows: list[Row], facts: Row) -> list[str]:
+    """The table of what begins with the same noise."""
+    scheduler, head = facts["scheduler"].upper(), [
+        "method", "windows at once", "seconds (median)", "processor s", "U-Net forwards", "ms a forward",
+        "time / literal (of medians)", "peak MiB", "peak / literal",
+    ]  # fmt: skip
+    body = [
+        [
+            row["title"],
+            str(row["window_batch"]),
+            f"{row['seconds']:.1f} ({row['seconds_median']:.1f})",
+            f"{row['cpu_seconds']:.1f}",
+            str(row["forwards"]),
+            f"{1000 * row['seconds_a_forward']:.2f}",
+            _time_ratio(row),
+            _mebibytes(row),
+            f"{row['peak_memory_bytes_ratio']:.2f}" if "peak_memory_bytes_ratio" in row else "-",
+        ]
+        for row in rows
+    ]
+    title = f"## From noise to a canvas: {facts['steps']} steps of {scheduler}, guidance {facts['guidance']:g}"
+    return ["", title, "", *_markdown(head, body), *_READING_COMPARED.rstrip().splitlines()]
+
+
+def _slides(wholes: dict[str, Row], rows: dict[str, Row], facts: Row) -> list[str]:
+    """The table of whole slides beside their bare cost."""
+    head = ["windows", "seconds (median)", "bare (median)", "whole / bare (of medians)", "U-Net forwards",
+            "ms a bare forward", "bare decoding, s", "peak MiB", "stages, s"]  # fmt: skip
+    body = []
+    for kind, row in wholes.items():
+        bare = rows[f"bare_{kind}"]
+        body.append([
+            kind,
+            f"{row['seconds']:.1f} ({row['seconds_median']:.1f})",
+            f"{bare['seconds']:.1f} ({bare['seconds_median']:.1f})",
+            _time_ratio(row),
+            str(row["forwards"]),
+            f"{1000 * bare['stages']['forwards'] / bare['forwards']:.2f}",
+            f"{bare['stages']['decode']:.1f}",
+            _mebibytes(row),
+            ", ".join(f"{stage} {spent:.1f}" for stage, spent in row["stages"].items() if stage != "total"),
+        ])  # fmt: skip
+    own = facts["own_settings"]
+    title = (
+        f"## A whole slide: `pathup generate` into an OME-TIFF, {facts['whole_steps']} steps of {own['scheduler']}, "
+        f"strength {own['strength']:g}, guidance {facts['whole_guidance']:g}"
+    )
+    return ["", title, "", *_markdown(head, body), *_READING_SLIDES.rstrip().splitlines()]
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
+
+
+def _time_ratio(row: Row) -> str:
+    return f"{row['seconds_ratio']:.2f} ({row['seconds_median_ratio']:.2f})" if "seconds_ratio" in row else "-"
+
+
+def _mebibytes(row: Row) -> str:
+    return f"{row['peak_memory_bytes'] / 2**20:.0f}"

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-import torch
 
 from pathup import storage
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
-from pathup.sampling import large
+from pathup.sampling import large, tissue
 from pathup.sampling.requests import GenerateRequest
 from pathup.sampling.runs import estimate, generate
 from pathup.sampling.workspace import UNFINISHED
@@ -36,8 +35,8 @@ def model(pipeline: PathUpPipeline, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def _request(model: Path, out: Path, **changed: Any) -> GenerateRequest:
-    values: dict[str, Any] = {"label": "A", "size": "64x1104", "steps": 4, "seed": 3, "windows": "shifted", "threads": 1}
-    return GenerateRequest(model=model, out=out, device="cpu", **{**values, **changed})
+    values: dict[str, Any] = {"label": "A", "size": "64x1104", "steps": 4, "seed": 3, "windows": "shifted"}
+    return GenerateRequest(model=model, out=out, device="cpu", threads=1, **{**values, **changed})
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -68,7 +67,7 @@ def _killing(real: Callable[..., Any], at: int) -> Callable[..., Any]:
         ("pathup.sampling.states.FileStates", "commit", 3),
         ("pathup.sampling.workspace.Workspace", "keep_overview", 1),
         ("pathup.sampling.states.FileStates", "commit", 7),  # 0 to 4 of the overview, then the canvas
-        ("pathup.sampling.large", "measure_decoder", 1),
+        ("pathup.sampling.tissue.TissueDecoder", "measure", 1),
         ("pathup.sampling.workspace.Workspace", "keep_band", 2),
         ("pathup.sampling.large", "write_image", 1),
     ],
@@ -118,27 +117,25 @@ def test_a_finished_image_is_found_by_resume_and_another_is_not_taken_for_it(mod
     assert (provenance_of(out) or {})["seed"] == 4
 
 
-@pytest.mark.parametrize("kept", ["keep_band", "keep_overview"])
+@pytest.mark.parametrize("ending", [".zst", ".npy"], ids=["a band", "the overview"])
 def test_a_full_disk_is_one_sentence_and_what_was_done_is_kept(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    out = tmp_path / "a.ome.tiff"
-    with monkeypatch.context() as patched:
+    out, replace = tmp_path / "a.ome.tiff", os.replace
 
-        def full(*_: Any) -> None:
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith(ending):
             raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
 
-        patched.setattr(storage.os, "replace", _killing_after(storage.os.replace, full, ".zst" if kept == "keep_band" else ".npy"))
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.os, "replace", full)
         with pytest.raises(PathUpError, match=r"the disk is full: .* --resume") as caught:
             generate(_request(model, out))
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [out.name + UNFINISHED]  # nothing that looks finished
     generate(_request(model, out, resume=True))
     assert _pixels(out).shape == (1104, 64, 3)
-
-
-def _killing_after(real: Any, fault: Any, ending: str) -> Any:
-    return lambda source, target: fault() if str(target).endswith(ending) else real(source, target)
 
 
 def test_the_estimate_counts_exactly_what_the_run_takes_and_writes_nothing(model: Path, tmp_path: Path) -> None:
@@ -157,13 +154,13 @@ def test_a_preview_is_there_while_it_grows_and_kept_when_asked(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, seen = tmp_path / "a.ome.tiff", []
-    real = large.decode_band
+    real = tissue.decode_band
 
     def watched(*arguments: Any, **named: Any) -> Any:
         seen.append((out.with_name(out.name + UNFINISHED) / "preview.png").is_file())
         return real(*arguments, **named)
 
-    monkeypatch.setattr(large, "decode_band", watched)
+    monkeypatch.setattr(tissue, "decode_band", watched)
     generate(_request(model, out, preview=tmp_path / "preview.png"))
     assert seen and all(seen)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ome.tiff", "preview.png"]
@@ -176,13 +173,14 @@ def _command(model: Path, out: Path, *more: str) -> list[str]:
 
 def test_killed_five_times_in_a_real_process_and_resumed(model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.ome.tiff", tmp_path / "broken.ome.tiff"
-    subprocess.run([sys.executable, *_command(model, whole)], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, *_command(model, whole)], check=True, capture_output=True)
     unfinished = broken.with_name(broken.name + UNFINISHED)
-    steps_seen = ["overview/step_00002_*", "overview.npy", "canvas/step_00001_*", "canvas/step_00003_*", "bands/000000.zst"]
+    steps_seen = ["overview/step_00002_*", "overview.npy", "canvas/step_00001_*", "canvas/step_00003_*"]
+    steps_seen.append("bands/000000.zst")
     killed = 0
     for wanted in steps_seen:
         more = ["--resume"] if unfinished.exists() else []
-        running = subprocess.Popen([sys.executable, *_command(model, broken, *more)], stderr=subprocess.PIPE)  # noqa: S603
+        running = subprocess.Popen([sys.executable, *_command(model, broken, *more)], stderr=subprocess.PIPE)
         while running.poll() is None and not list(unfinished.glob(wanted)):
             time.sleep(0.002)
         if running.poll() is None:
@@ -190,7 +188,7 @@ def test_killed_five_times_in_a_real_process_and_resumed(model: Path, tmp_path: 
             killed += 1
         running.communicate()
     assert killed == 5 and not broken.exists()
-    subprocess.run([sys.executable, *_command(model, broken, "--resume")], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, *_command(model, broken, "--resume")], check=True, capture_output=True)
     assert np.array_equal(_pixels(broken), _pixels(whole))
     assert not unfinished.exists()
 
@@ -200,12 +198,15 @@ def test_two_processes_draw_the_same_image_as_one(model: Path, tmp_path: Path) -
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "pathup"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, *launch, *_command(model, two, "--window-batch", "7")[2:]], env=environment, capture_output=True, text=True
+    done = subprocess.run(
+        [sys.executable, *launch, *_command(model, two, "--window-batch", "7")[2:]],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("1 image of 256 x 1200 px") == 1  # said once, not by each
-    subprocess.run([sys.executable, *_command(model, one)], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, *_command(model, one)], check=True, capture_output=True)
     # 1e-4 of the range is a fortieth of a grey value: rounding may tip one, seldom
     difference = np.abs(read_image(one).astype(int) - read_image(two).astype(int))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01

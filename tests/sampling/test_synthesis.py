@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pathup.errors import PathUpError
-from pathup.model.pipeline import PathUpPipeline
+from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.sampling.synthesis import check_size, resolve_settings, synthesise
 
 SIZE = (64, 96)
@@ -133,3 +134,16 @@ def test_values_out_of_range_and_unknown_names(pipeline: PathUpPipeline) -> None
     with pytest.raises(PathUpError, match="unknown label 'a'; did you mean 'A'"):
         synthesise(pipeline, "a", size_px=SIZE)
     assert resolve_settings(pipeline, steps=None, guidance=2.0).guidance == 2.0
+
+
+def test_a_model_without_a_reference_level_says_what_it_needs(pipeline: PathUpPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    index["levels"] = [level for level in index["levels"] if level["name"] == "patch"]
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+    single = load_pipeline(tmp_path / "model")
+    with pytest.raises(PathUpError, match=r"one level \('patch'\).* --reference .* --level") as caught:
+        synthesise(single, "A", size_px=(64, 64))
+    assert "\n" not in str(caught.value)
+    reference = np.full((16, 16, 3), 128, np.uint8)
+    assert synthesise(single, "A", size_px=(64, 64), reference=reference).pixels(single).shape == (64, 64, 3)

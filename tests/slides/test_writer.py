@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,30 +24,41 @@ from pathup import storage
 from pathup.errors import PathUpError
 from pathup.slides import writer
 from pathup.slides.writer import level_shapes, write_ome_tiff, write_png
+from tests.slides.faults import KILLED, in_child, limit_file_size
 
 PROVENANCE = {"seed": 7, "label": "IC", "prompt": 'tissue <a> & "b" µ', "sampling": {"steps": 30}}
 
 
 def _picture(height: int, width: int) -> np.ndarray:
     """Smooth gradients and a grid: JPEG keeps it within a few grey values, and a shifted tile would show."""
-    y, x = np.mgrid[:height, :width]
-    image = np.stack([x / 7 % 200, y / 5 % 200, (x + y) / 11 % 200], -1)
+    y, x = np.arange(height)[:, None], np.arange(width)[None]
+    image = np.empty((height, width, 3), np.uint8)
+    for channel, ramp in enumerate((x // 7, y // 5, (x + y) // 11)):
+        image[..., channel] = ramp % 200
     image[(y // 64 + x // 64) % 2 == 0] += 40
-    return image.astype(np.uint8)
+    return image
 
 
 def _bands(image: np.ndarray, rows: int) -> Iterator[np.ndarray]:
     return (image[top : top + rows] for top in range(0, len(image), rows))
 
 
-def _halved(image: np.ndarray) -> np.ndarray:
-    """The slow way: the mean of each 2 x 2 block."""
-    height, width = image.shape[0] // 2, image.shape[1] // 2
-    out = np.empty((height, width, 3), np.uint8)
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = (image[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].astype(int).sum((0, 1)) + 2) // 4
-    return out
+def _halved(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The mean of each 2 x 2 block, half rounded up; a last row or column that is its own pair counts twice."""
+    height, width = shape
+    image = np.pad(image, ((0, 1), (0, 1), (0, 0)), mode="edge")[: 2 * height, : 2 * width].astype(np.uint16)
+    return ((image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2] + 2) // 4).astype(np.uint8)
+
+
+def test_levels_shrink_alike_both_ways() -> None:
+    assert level_shapes(16_384, 16_384) == [(16_384 // 2**n,) * 2 for n in range(7)]
+    # 5000 / 32 = 156.25, 3300 / 32 = 103.125
+    assert level_shapes(3300, 5000) == [(3300, 5000), (1650, 2500), (825, 1250), (413, 625), (206, 313), (103, 156)]
+    assert level_shapes(256, 256) == [(256, 256)] and level_shapes(1, 300) == [(1, 300), (1, 150)]
+    for sides in ((700, 16_384), (3299, 5001), (257, 100_000)):
+        for number, shape in enumerate(level_shapes(*sides)):
+            for side, whole in zip(shape, sides, strict=True):
+                assert abs(side - whole / 2**number) <= 0.5
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "deflate"])
@@ -61,7 +74,7 @@ def test_openslide_tifffile_and_the_ome_metadata_agree(
         path, _bands(image, 90), shape=(height, width), mpp=0.25, provenance=PROVENANCE, compression=compression
     )
     shapes = level_shapes(height, width)
-    assert shapes == [(700, 1301), (350, 650), (175, 325), (87, 162)]
+    assert shapes == [(700, 1301), (350, 651), (175, 325), (88, 163)]
     # JPEG at quality 90 rounds coefficients by a few grey values; the grid's corners suffer most
     worst, mean = (40, 2.0) if compression == "jpeg" else (0, 0.0)
 
@@ -73,7 +86,7 @@ def test_openslide_tifffile_and_the_ome_metadata_agree(
         ome = ElementTree.fromstring(reader.ome_metadata)  # noqa: S314  we wrote it
     difference = np.abs(levels[0].astype(int) - image)
     assert difference.max() <= worst and difference.mean() <= mean
-    half = np.abs(levels[1].astype(int) - _halved(image))
+    half = np.abs(levels[1].astype(int) - _halved(image, shapes[1]))
     assert half.max() <= worst and half.mean() <= mean
 
     with openslide.OpenSlide(path) as slide:
@@ -96,6 +109,28 @@ def test_openslide_tifffile_and_the_ome_metadata_agree(
     assert value is not None and json.loads(value.text or "") == PROVENANCE
 
 
+@pytest.mark.parametrize(("height", "width"), [(700, 16_384), (1650, 2501)])
+def test_every_level_of_a_large_image_is_where_readers_look(tmp_path: Path, height: int, width: int) -> None:
+    image, path = _picture(height, width), tmp_path / "a.ome.tiff"
+    write_ome_tiff(path, _bands(image, 256), shape=(height, width), mpp=0.25, compression="deflate")
+    shapes = level_shapes(height, width)
+    with tifffile.TiffFile(path) as reader, openslide.OpenSlide(path) as slide:
+        (series,) = reader.series
+        assert [level.shape[:2] for level in series.levels] == shapes
+        assert slide.level_dimensions == tuple((columns, rows) for rows, columns in shapes)
+        # OpenSlide's is the mean of both sides' ratios; half a pixel of 11 is 5 %, of which the mean has half
+        assert slide.level_downsamples == pytest.approx([2**n for n in range(len(shapes))], rel=0.025)
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25, rel=1e-6)
+        expected = image
+        for number, (rows, columns) in enumerate(shapes):
+            expected = _halved(expected, (rows, columns)) if number else image
+            assert np.array_equal(series.levels[number].asarray(), expected)
+            region = slide.read_region((0, 0), number, (min(300, columns), min(300, rows))).convert("RGB")
+            assert np.array_equal(np.asarray(region), expected[:300, :300])
+        corner = slide.read_region((width - 300, height - 300), 0, (300, 300)).convert("RGB")
+        assert np.array_equal(np.asarray(corner), image[-300:, -300:])
+
+
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 100))
 @settings(max_examples=25, deadline=None)
 def test_any_size_in_any_bands_comes_back(
@@ -113,8 +148,7 @@ def test_any_size_in_any_bands_comes_back(
         assert [level.shape[:2] for level in levels] == shapes
         assert np.array_equal(levels[0], image)
         for upper, lower in pairwise(levels):
-            if min(upper.shape[:2]) > 1:
-                assert np.array_equal(lower, _halved(upper))
+            assert np.array_equal(lower, _halved(upper, lower.shape[:2]))
     finally:
         writer.TIFF_TILE_PX = side
 
@@ -148,6 +182,48 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(PathUpError, match="disk is full"):
             write(tmp_path / name, bands, shape=(300, 300), mpp=0.5)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["tiff", "spool"])
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1100, 600, 3), dtype=np.uint8)
+
+    def write() -> None:
+        if where == "spool":  # the smaller levels' files alone are on the full disk
+            real = tempfile.TemporaryFile
+            monkeypatch.setattr(tempfile, "TemporaryFile", lambda **named: _full(real(**named)))
+        else:
+            limit_file_size(200_000)  # level 0 takes 1.7 MB
+        write_ome_tiff(tmp_path / "a.ome.tiff", _bands(image, 100), shape=(1100, 600), mpp=0.5)
+
+    code, told = in_child(write)
+    sentence = "cannot write" if where == "tiff" else "the disk is full"
+    assert code == 1 and told.startswith(sentence) and "\n" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def _full(file: Any) -> Any:
+    def write(content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return SimpleNamespace(write=write, seek=file.seek, read=file.read, close=lambda: write(b""))
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
+    image = _picture(300, 300)
+
+    def killed() -> Iterator[np.ndarray]:
+        yield image[:200]
+        os._exit(KILLED)
+
+    code, _ = in_child(lambda: write_ome_tiff(tmp_path / "a.ome.tiff", killed(), shape=(300, 300), mpp=0.5))
+    assert code == KILLED
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".")
+    write_ome_tiff(tmp_path / "a.ome.tiff", [image], shape=(300, 300), mpp=0.5)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ome.tiff"]
 
 
 def test_bands_that_do_not_fit_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
@@ -197,6 +273,6 @@ def test_a_png_beyond_the_limit_is_refused_before_any_pixel(tmp_path: Path) -> N
         raise AssertionError("a pixel was asked for")
         yield
 
-    with pytest.raises(PathUpError, match=r"too large for a PNG .* ends in \.ome\.tiff"):
+    with pytest.raises(PathUpError, match=r"too large for a PNG .* ends in \.ome\.tiff or \.dzi"):
         write_png(tmp_path / "a.png", bands(), shape=(20_000, 20_000), mpp=0.5)
     assert list(tmp_path.iterdir()) == []

@@ -120,7 +120,7 @@ def test_areas_are_read_by_a_models_classes_wherever_they_lie(tmp_path: Path) ->
 
 def test_areas_of_another_models_classes_and_out_of_scale(tmp_path: Path) -> None:
     path = save_geojson(tmp_path / "s.geojson", feature("B", rectangle(0, 0, 1e200, 9)))
-    with pytest.raises(PathUpError, match="annotation 1 .*'B'.*known: A, alpha tissue"):
+    with pytest.raises(PathUpError, match=r"annotation 1 .*'B'.*known: A, alpha tissue"):
         read_areas(path, CLASSES[:1])
     with pytest.raises(PathUpError, match="a point that is not finite"):
         read_areas(path, CLASSES, scale=1e200)

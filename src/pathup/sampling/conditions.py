@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pathup.sampling.canvas import canvas_noise
+from pathup.sampling.glass import Glass
 from pathup.sampling.layouts import Layout
 from pathup.sampling.schedule import WindowSchedule
 from pathup.sampling.windows import Windows
@@ -17,22 +17,10 @@ if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
     from pathup.sampling.stepping import BandStepper
 
-__all__ = ["Conditions", "Glass"]
+__all__ = ["Conditions"]
 
 _AT_ONCE = 100_000
 """Windows whose place in the layout is looked up at once."""
-
-
-class Glass:
-    """Empty glass on a canvas: its latent, and the noise it has at each step."""
-
-    def __init__(self, latent_C: torch.Tensor, shape_CHW: tuple[int, int, int], seed: int, *keys: int | str) -> None:
-        self.latent_C = latent_C
-        self._shape_CHW, self._seed, self._keys = shape_CHW, seed, keys
-
-    def noise(self, rows: slice) -> torch.Tensor:
-        """The canvas's noise in some rows."""
-        return canvas_noise(self._shape_CHW, self._seed, *self._keys, rows=rows)
 
 
 class Conditions:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pathup.sampling.decoding import band_count, decode_band, decoder_tile, measure_decoder
-from pathup.sampling.norms import NormStatistics
+from pathup.sampling.decoding import band_count, decoder_tile
 from pathup.sampling.outputs import ImageFile, is_complete, write_image
 from pathup.sampling.plan import Plan
 from pathup.sampling.preview import PreviewFile
@@ -138,24 +137,20 @@ def _decode(
     progress: Progress | None,
 ) -> None:
     """Decode the bands that the workspace lacks, each process its share."""
-    pipeline, height = result.plan.pipeline, result.plan.shape[1]
-    blank = result.blank(pipeline)
-    tile = decoder_tile(pipeline)
-    count = band_count(height, tile)
-    if processes.is_main and not workspace.statistics.is_file():
-        measure_decoder(pipeline, result.latents_CHW).save(workspace.statistics)
+    decoder = result.decoder(result.plan.pipeline)
+    if processes.is_main and not decoder.find(workspace.folder):
+        decoder.measure()
+        decoder.keep(workspace.folder)
     processes.wait()
-    statistics = NormStatistics.load(workspace.statistics)
-    for index in range(processes.rank, count, processes.count):
+    decoder.find(workspace.folder)  # also in the process that measured: all decode with what was kept
+    for index in range(processes.rank, len(decoder), processes.count):
         if workspace.band(index) is None:
-            pixels = decode_band(pipeline, result.latents_CHW, index, statistics=statistics, blank=blank)
-            if blank is not None:
-                blank.paint(pixels, index * tile * pipeline.factor)
+            pixels = decoder.band(index)
             workspace.keep_band(index, pixels)
             if preview is not None:
-                preview.band(index * tile * pipeline.factor, pixels)
+                preview.band(index * decoder.tile * result.plan.pipeline.factor, pixels)
         if progress is not None:
-            progress("decode", min(index + processes.count, count), count)
+            progress("decode", min(index + processes.count, len(decoder)), len(decoder))
     processes.wait()
 
 

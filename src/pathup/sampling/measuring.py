@@ -9,7 +9,7 @@ and mean squares over the whole canvas, which cost next to nothing to know (cali
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,15 +30,16 @@ POPULATION = 16_384
 """A canvas of at most so many latent positions is taken whole.
 At a factor of 8 that is one megapixel, which Stable Diffusion's decoder takes in some 4 GB in float32."""
 
-WINDOWS = 256
-"""How many windows stand for a larger canvas: 5 % of the work of decoding 2048 px at a factor of 4."""
+WINDOWS, ENCODER_WINDOWS = 192, 64
+"""How many windows stand for a larger canvas: some 6 % of the work of decoding 2048 px at a factor of 4. The encoder
+makes latents that noise is put on; it needs less."""
 
-SIDES, MARGINS = (12, 8, 6), (3, 2, 1)
-"""Side of a measured window and how much of each rim is left out of the statistics, in latent positions, at the
-latent's own resolution, at twice that and at all higher: the layers with the most pixels see the least beside them."""
+CORE, ENCODER_CORE = 6, 8
+"""Side of the part of a window that counts, in latent positions."""
 
-ENCODER_SIDE, ENCODER_MARGIN, ENCODER_WINDOWS = 16, 4, 64
-"""The same of the encoder, whose layers with the most pixels come first."""
+MARGINS, ENCODER_MARGIN = (3, 2, 1), 4
+"""What is computed around it and left out, in latent positions: at the latent's own resolution, at twice that and at
+all higher, since the layers with the most pixels see the least beside them. The encoder's largest layers come first."""
 
 EXACT_KEYS = 65_536
 """A canvas of at most so many latent positions (2048 px at a factor of 8) is attended to in every position."""
@@ -100,15 +101,13 @@ def measure_decoder(
     def piece(top: int, left: int, rows: int, columns: int) -> torch.Tensor:
         return latents_CHW[:, top : top + rows, left : left + columns]
 
-    areas = _sampled(height, width, SIDES[0], WINDOWS, population)
     halo = attention_halo(pipeline.vae, encoder=False)
     run = _Run(pipeline.vae, pipeline.decode_latents, piece, (height, width), halo, keys)
-    if len(areas) == 1:
-        return _measure(run, areas)
-    windows = _NarrowingWindows(areas[0][2])
-    weights = _calibrated(latents_CHW, areas, windows.first)
+    if height * width <= population:
+        return _measure(run, None)
+    windows = _Windows(height, width, CORE, MARGINS, WINDOWS)
     with changed_block_inputs(pipeline.vae, windows.narrow):
-        return _measure(run, areas, windows, weights)
+        return _measure(run, windows, _calibrated(latents_CHW, windows.cores, windows.core))
 
 
 @torch.inference_mode()
@@ -129,13 +128,10 @@ def measure_encoder(
     def piece(*area: int) -> torch.Tensor:
         return source(*(value * factor for value in area))
 
-    areas = _sampled(*shape_HW, ENCODER_SIDE, ENCODER_WINDOWS, population)
     halo = attention_halo(pipeline.vae, encoder=True)
     run = _Run(pipeline.vae, pipeline.encode_pixels, piece, shape_HW, halo, keys)
-    if len(areas) == 1:
-        return _measure(run, areas)
-    share = ENCODER_MARGIN / ENCODER_SIDE
-    return _measure(run, areas, lambda x: int(share * x.shape[-1]))
+    whole = shape_HW[0] * shape_HW[1] <= population
+    return _measure(run, None if whole else _Windows(*shape_HW, ENCODER_CORE, (ENCODER_MARGIN,), ENCODER_WINDOWS))
 
 
 @dataclass(frozen=True)
@@ -157,8 +153,7 @@ class _Run:
             starts = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
         else:
             side, halo = min(KEY_WINDOW, height, width), min(self.halo, ENCODER_MARGIN)
-            sampled = _spread(height, width, side, max(1, min(SAMPLED_KEYS, self.keys) // side**2))
-            starts = [(top, left) for top, left, *_ in sampled]
+            starts = _spread(height, width, side, max(1, min(SAMPLED_KEYS, self.keys) // side**2))
         for top, left in starts:
             bottom, right = min(top + side, height), min(left + side, width)
             y, x = max(0, top - halo), max(0, left - halo)
@@ -166,76 +161,103 @@ class _Run:
             yield tile[None], top - y, left - x, bottom - y, right - x
 
 
-def _measure(
-    run: _Run,
-    areas: list[Area],
-    margin: Callable[[torch.Tensor], int] | None = None,
-    weights: torch.Tensor | None = None,
-) -> NormStatistics:
+def _measure(run: _Run, windows: _Windows | None, weights: torch.Tensor | None = None) -> NormStatistics:
     statistics = NormStatistics()
+    areas: Iterable[Area] = [(0, 0, *run.shape_HW)] if windows is None else windows.areas()
     pieces = torch.stack([run.piece(*area) for area in areas])
-    tiles = None if len(areas) == 1 else run.key_tiles
-    with whole_batches(run.vae), measured_attention(run.vae, statistics, run.forward, tiles):
+    with (
+        whole_batches(run.vae),
+        measured_attention(run.vae, statistics, run.forward, run.key_tiles if windows else None),
+    ):
         return measure_norms(
-            run.vae, lambda: run.forward(pieces), margin=margin, weights_B=weights, statistics=statistics
+            run.vae,
+            lambda: run.forward(pieces),
+            counted=windows.counted if windows else None,
+            weights_B=weights,
+            statistics=statistics,
         )
 
 
-class _NarrowingWindows:
-    """Windows that lose their rim from block to block of the decoder, and what margin of them a layer leaves out."""
+class _Windows:
+    """Windows of a canvas, one batch, of which a core counts; their rim becomes narrower from block to block.
 
-    def __init__(self, side: int) -> None:
-        self._full = side == SIDES[0]  # on a canvas narrower than a window, windows are as wide as it: no rim to lose
-        self.first = self._now = MARGINS[0] if self._full else 0
+    At the canvas's rim a window ends there, its core too: the zeros beyond are what the whole canvas sees.
 
-    def __call__(self, x: torch.Tensor) -> int:
-        """Rows and columns at each rim of a layer's input that are left out."""
-        return self._now
+    Parameters
+    ----------
+    height, width
+        The canvas.
+    core
+        Side of a core.
+    margins
+        Width of the rim by block; the last holds for all further blocks.
+    count
+        About how many windows.
+    """
+
+    def __init__(self, height: int, width: int, core: int, margins: tuple[int, ...], count: int) -> None:
+        self.core = min(core, height, width)
+        self.cores = _spread(height, width, self.core, count)
+        self._limits, self._margins = (height, width), margins
+        self._side, self._starts = self._rims(0)
+
+    def _rims(self, block: int) -> tuple[int, list[tuple[int, int]]]:
+        margin = self._margins[min(block, len(self._margins) - 1)]
+        side = min(self.core + 2 * margin, *self._limits)
+        most = [limit - side for limit in self._limits]
+        return side, [
+            (min(max(0, top - margin), most[0]), min(max(0, left - margin), most[1])) for top, left in self.cores
+        ]
+
+    def areas(self) -> Iterator[Area]:
+        """The windows as the network is given them."""
+        return ((top, left, self._side, self._side) for top, left in self._starts)
+
+    def counted(self, x: torch.Tensor) -> torch.Tensor:
+        """The cores' part of a layer's input (B, C, H, W)."""
+        return self._cut(x, self.cores, self.core)
 
     def narrow(self, block: int, x: torch.Tensor) -> torch.Tensor:
-        """The input of a block, with its rim cut."""
-        if not self._full:
-            return x
-        at, scale = min(block, len(SIDES) - 1), 2**block
-        cut = (x.shape[-1] - SIDES[at] * scale) // 2
-        self._now = MARGINS[at] * scale
-        return x[..., cut : x.shape[-2] - cut, cut : x.shape[-1] - cut]
+        """A block's input, less what no longer counts nor is needed around it."""
+        side, starts = self._rims(block)
+        x = self._cut(x, starts, side)
+        self._side, self._starts = side, starts
+        return x
+
+    def _cut(self, x: torch.Tensor, starts: list[tuple[int, int]], side: int) -> torch.Tensor:
+        scale = x.shape[-1] // self._side
+        offsets = [
+            ((top - y) * scale, (left - x0) * scale) for (top, left), (y, x0) in zip(starts, self._starts, strict=True)
+        ]
+        size = side * scale
+        return torch.stack([one[:, y : y + size, x0 : x0 + size] for one, (y, x0) in zip(x, offsets, strict=True)])
 
 
-def _sampled(height: int, width: int, side: int, count: int, population: int) -> list[Area]:
-    """The areas to measure, all of one size; the whole when it is small enough."""
-    if height * width <= population:
-        return [(0, 0, height, width)]
-    return _spread(height, width, min(side, height, width), count)
+def _spread(height: int, width: int, side: int, count: int) -> list[tuple[int, int]]:
+    """Top and left of at most `count` square cells of a canvas, one drawn from each part of an even grid.
 
-
-def _spread(height: int, width: int, side: int, count: int) -> list[Area]:
-    """At most `count` square areas, one at a drawn place of each cell of an even grid, on a canvas of any shape.
-
-    Drawn, since a tissue can be as regular as a grid; the same on every machine.
+    The cells are those of a partition, so that the canvas's rim is met as often as the rest. Drawn, since a tissue
+    can be as regular as a grid; the same on every machine.
     """
     rows = min(max(1, round(math.sqrt(count * height / width))), count)
     columns = count // rows
     places = draws.numpy_generator(0, "measured windows").random((rows, columns, 2))
-    tops = (np.arange(rows)[:, None] + places[..., 0]) / rows * (height - side)
-    lefts = (np.arange(columns)[None] + places[..., 1]) / columns * (width - side)
-    found = zip(tops.round().astype(int).flat, lefts.round().astype(int).flat, strict=True)
-    return list(dict.fromkeys((int(top), int(left), side, side) for top, left in found))
+    tops = (np.arange(rows)[:, None] + places[..., 0]) / rows * -(-height // side)
+    lefts = (np.arange(columns)[None] + places[..., 1]) / columns * -(-width // side)
+    cells = dict.fromkeys(zip(tops.astype(int).flat, lefts.astype(int).flat, strict=True))
+    return [(min(int(top) * side, height - side), min(int(left) * side, width - side)) for top, left in cells]
 
 
-def _calibrated(latents_CHW: Canvas, areas: list[Area], margin: int) -> torch.Tensor:
-    """Weights of the windows, (B,), with which their moments come to those of the whole canvas.
+def _calibrated(latents_CHW: Canvas, cores: list[tuple[int, int]], side: int) -> torch.Tensor:
+    """Weights of the windows by their cores, (B,), with which their moments come to those of the whole canvas.
 
     Of all weights whose sum is 1 and which match (but for `RIDGE`), those nearest to equal ones in squares:
     ``w = w_0 + A (A^T A + ridge)^-1 (t - A^T w_0)``, rows of A being the windows' moments and t the canvas's.
     """
     whole = _canvas_moments(latents_CHW)
-    inner = [
-        latents_CHW[:, top + margin : top + height - margin, left + margin : left + width - margin].cpu().double()
-        for top, left, height, width in areas
-    ]
-    found = torch.stack([_moments(part) / part[0].numel() for part in inner])
-    count = len(areas)
+    inner = [latents_CHW[:, top : top + side, left : left + side].cpu().double() for top, left in cores]
+    found = torch.stack([_moments(part) / side**2 for part in inner])
+    count = len(cores)
     spread = found.std(0).clamp_min(1e-6 + 1e-6 * found.abs().amax(0))  # a constant channel tells nothing
     A = torch.cat([(found - whole) / spread, torch.ones(count, 1, dtype=torch.float64)], 1)
     equal = torch.full((count,), 1 / count, dtype=torch.float64)

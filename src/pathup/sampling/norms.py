@@ -85,7 +85,7 @@ def measure_norms(
     module: nn.Module,
     run: Callable[[], object],
     *,
-    margin: Callable[[torch.Tensor], int] | None = None,
+    counted: Callable[[torch.Tensor], torch.Tensor] | None = None,
     weights_B: torch.Tensor | None = None,
     statistics: NormStatistics | None = None,
 ) -> NormStatistics:
@@ -100,9 +100,9 @@ def measure_norms(
         The network.
     run
         Passes one batch through it.
-    margin
-        How many rows and columns at each rim of a layer's input (B, C, H, W) are left out of its statistics: the
-        network sees zeros beyond a piece, where the canvas goes on. Unset: none.
+    counted
+        The part of a layer's input (B, C, H, W) that its statistics are of: the network sees zeros beyond a piece,
+        where the canvas goes on, and the piece's rim is bent by them. Unset: all of it.
     weights_B
         How much each piece of the batch counts; they add up to 1. Unset: all the same.
     statistics
@@ -117,7 +117,7 @@ def measure_norms(
 
     def joint(name: str, layer: nn.GroupNorm) -> Forward:
         def forward(x: torch.Tensor) -> torch.Tensor:
-            pair = _moments(_inner(x, margin(x) if margin else 0), layer.num_groups, weights_B)
+            pair = _moments(counted(x) if counted else x, layer.num_groups, weights_B)
             statistics.groups[name] = pair
             return _normalised(layer, x, *pair)
 
@@ -163,10 +163,6 @@ def replaced_forwards(
                 del layer.forward
             else:
                 layer.forward = forward_before  # type: ignore[method-assign]
-
-
-def _inner(x: torch.Tensor, margin: int) -> torch.Tensor:
-    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin] if margin else x
 
 
 def _moments(x: torch.Tensor, groups: int, weights_B: torch.Tensor | None) -> Pair:

@@ -15,11 +15,11 @@ from pathup.errors import PathUpError
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas, canvas_noise, row_slices
 from pathup.sampling.conditions import Conditions
-from pathup.sampling.decoding import decode_bands
 from pathup.sampling.layouts import Layout
 from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.schedule import WindowSchedule, window_schedule
 from pathup.sampling.states import MemoryStates, States
+from pathup.sampling.tissue import GLASS_RGB, TissueDecoder, TissuePlaces
 from pathup.sampling.tracking import Progress, denoise_states, last_timesteps
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENLARGE_FILTER",
-    "GLASS_RGB",
     "EnlargedOverview",
     "Levels",
+    "check_reference_level",
     "draw_overview",
     "overview_bands",
     "overview_conditions",
@@ -39,9 +39,6 @@ __all__ = [
 
 ENLARGE_FILTER = "bicubic"
 """How an overview is enlarged to the canvas's pixels."""
-
-GLASS_RGB = (242, 242, 242)
-"""Colour of empty glass: bright and without hue, as a white-balanced scanner shows it."""
 
 _REACH_PX = 4
 """Overview pixels around an area that its enlargement may depend on: bicubic takes two each way."""
@@ -84,6 +81,16 @@ def sampling_levels(pipeline: PathUpPipeline) -> Levels:
             "a pixel; a large image needs one to be a whole multiple of the other"
         )
     return Levels(coarse["name"], fine["name"], round(ratio), float(fine["mpp"]))
+
+
+def check_reference_level(levels: Levels, *, has_reference: bool) -> None:
+    """Raise a PathUpError when nothing can lay out a large image: one level alone, and no reference image."""
+    if levels.overview == levels.patch and not has_reference:
+        raise PathUpError(
+            f"this model has one level ('{levels.patch}') and none that lays out a large image; give --reference an "
+            f"image that "
+            "does, take a model with a coarser level as well, or draw single tiles with --level"
+        )
 
 
 def overview_schedule(
@@ -197,7 +204,9 @@ def overview_bands(
     height, width = (side * pipeline.factor for side in latents.shape[1:])
     top, left = (height - size_px[0]) // 2, (width - size_px[1]) // 2
     at = 0
-    for band in decode_bands(pipeline, latents):
+    shape, origin = (latents.shape[1], latents.shape[2]), (-shrink * top, -shrink * left)
+    places = TissuePlaces(layout, shape, pipeline.factor * shrink, origin)
+    for band in TissueDecoder(pipeline, latents, places).bands():
         first, last = max(top - at, 0), min(top + size_px[0] - at, len(band))
         if first < last:
             part = np.ascontiguousarray(band[first:last, left : left + size_px[1]])

@@ -10,10 +10,12 @@ import torch
 
 from pathup import draws
 from pathup.recipes import SamplingRecipe
-from pathup.sampling.conditions import Conditions, Glass
+from pathup.sampling.conditions import Conditions
+from pathup.sampling.glass import Glass
 from pathup.sampling.layouts import Layout
 from pathup.sampling.overview import Levels, overview_conditions, overview_schedule, sampling_levels
 from pathup.sampling.schedule import WindowSchedule, window_schedule
+from pathup.sampling.tissue import TissuePlaces
 from pathup.sampling.tracking import forwards_of, last_timesteps
 
 if TYPE_CHECKING:
@@ -79,6 +81,11 @@ class Plan:
             return self.size_px
         height, width = (side * self.levels.shrink for side in self.overview_px)
         return height, width
+
+    @cached_property
+    def places(self) -> TissuePlaces:
+        """Where each class lies on the canvas."""
+        return TissuePlaces(self.layout, self.shape[1:], self.pipeline.factor)
 
     @cached_property
     def overview(self) -> WindowSchedule | None:

@@ -30,7 +30,7 @@ from pathup.sampling.outputs import (
     parse_size,
     write_metadata,
 )
-from pathup.sampling.overview import sampling_levels
+from pathup.sampling.overview import check_reference_level, sampling_levels
 from pathup.sampling.processes import launched_processes
 from pathup.sampling.requests import ALL, GenerateReport, GenerateRequest, Run
 from pathup.sampling.single_tiles import make_tiles
@@ -145,6 +145,7 @@ def _prepared(request: GenerateRequest) -> tuple[Run, Format | None]:
         size_px = (int(pipeline.config.tile_px),) * 2
     else:
         levels = sampling_levels(pipeline)
+        check_reference_level(levels, has_reference=reference is not None)
         size_px = resolve_size(size, settings, reference, levels)
         check_size(pipeline, size_px, settings)
         check_pixels(kind or check_format(request.format), size_px)

@@ -102,8 +102,8 @@ class WindowSchedule:
 def window_schedule(settings: SamplingRecipe, height: int, width: int, steps: int, seed: int) -> WindowSchedule:
     """The schedule that sampling values mean for a canvas.
 
-    Of shifted windows' steps at least the last one overlaps, by half of ``overlap_latent``: several steps of a little overlap
-    leave less of a seam than fewer with much, and cost less.
+    Of shifted windows' steps at least the last one overlaps, by half of ``overlap_latent``: several steps of a little
+    overlap leave less of a seam than fewer with much, and cost less.
     """
     shifted = settings.windows == "shifted"
     last = min(max(round(settings.overlapped_share * steps), 1), steps)

@@ -16,15 +16,14 @@ from pydantic import ValidationError
 from pathup.errors import PathUpError
 from pathup.model.components import set_steps
 from pathup.recipes import SamplingRecipe
-from pathup.sampling.canvas import Canvas, canvas_noise
-from pathup.sampling.conditions import Glass
-from pathup.sampling.decoding import decode_bands, encode_canvas, measure_encoder
-from pathup.sampling.glass import GlassTiles, glass_latent
+from pathup.sampling.canvas import Canvas, canvas_noise, row_slices
+from pathup.sampling.glass import Glass, glass_latent
 from pathup.sampling.layouts import Layout, plain_layout
 from pathup.sampling.overview import (
     ENLARGE_FILTER,
     EnlargedOverview,
     Levels,
+    check_reference_level,
     draw_overview,
     overview_bands,
     sampling_levels,
@@ -32,6 +31,7 @@ from pathup.sampling.overview import (
 from pathup.sampling.plan import Plan
 from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.states import MemoryStates, States
+from pathup.sampling.tissue import TissueDecoder, TissueEncoder
 from pathup.sampling.tracking import Progress, denoise_states, noised
 from pathup.sampling.workspace import Workspace
 
@@ -108,18 +108,13 @@ class Synthesis:
         """False when a reference image was given."""
         return self.plan.draws_overview
 
-    def blank(self, pipeline: PathUpPipeline) -> GlassTiles | None:
-        """Where decoding has nothing to do, and the colour of glass there; None without glass."""
-        return None if self.glass is None else GlassTiles(pipeline, self.plan.layout, self.glass.latent_C)
+    def decoder(self, pipeline: PathUpPipeline) -> TissueDecoder:
+        """What decodes the canvas in bands."""
+        return TissueDecoder(pipeline, self.latents_CHW, self.plan.places)
 
     def bands(self, pipeline: PathUpPipeline, *, progress: Progress | None = None) -> Iterator[np.ndarray]:
         """The decoded image as uint8 RGB row bands, (rows, W, 3)."""
-        blank, top = self.blank(pipeline), 0
-        for band in decode_bands(pipeline, self.latents_CHW, blank=blank, progress=progress):
-            if blank is not None:
-                blank.paint(band, top)
-            top += len(band)
-            yield band
+        return self.decoder(pipeline).bands(progress)
 
     def pixels(self, pipeline: PathUpPipeline) -> np.ndarray:
         """The decoded image, uint8 RGB (H, W, 3)."""
@@ -211,11 +206,18 @@ def plan_image(
     """
     settings = resolve_settings(pipeline, **overrides)
     levels = sampling_levels(pipeline)
+    check_reference_level(levels, has_reference=reference is not None)
     size_px = resolve_size(size_px, settings, reference, levels)
     check_size(pipeline, size_px, settings)
     if layout is None:
         pipeline.prompt(label, levels.patch)  # an unknown label is named here
         layout = plain_layout(label, size_px)
+    if layout.size_px != size_px:
+        raise PathUpError(
+            f"the layout is of {layout.size_px[1]} x {layout.size_px[0]} px, but the image of {size_px[1]} x "
+            f"{size_px[0]}; "
+            "ask for an image of its size"
+        )
     return Plan(pipeline, settings, layout, size_px, seed, label, index, draws_overview=reference is None)
 
 
@@ -336,24 +338,6 @@ def _overview(plan: Plan, workspace: Workspace | None, processes: Processes, pro
     return image
 
 
-class _Noised:
-    """Takes clean latents, and holds them with the noise that denoising begins with."""
-
-    def __init__(self, plan: Plan, canvas: Canvas) -> None:
-        self._plan, self._canvas = plan, canvas
-        self._scheduler, timesteps = plan.canvas_steps()
-        self._first = timesteps[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._canvas.shape
-
-    def __setitem__(self, at: tuple[slice, slice, slice], values: torch.Tensor) -> None:
-        plan = self._plan
-        noise = canvas_noise(plan.shape, plan.seed, *plan.keys, rows=at[1], columns=at[2])
-        self._canvas[at] = noised(self._scheduler, values, noise, self._first)
-
-
 def _begun(
     plan: Plan,
     enlarged: EnlargedOverview,
@@ -362,24 +346,42 @@ def _begun(
     progress: Progress | None,
 ) -> tuple[States, Glass | None]:
     """The noised canvas that denoising begins with, or what it has come to; and the latent of glass."""
-    pipeline, (channels, height, width) = plan.pipeline, plan.shape
+    channels, height, width = plan.shape
     states: States
     states = MemoryStates((height, width)) if workspace is None else workspace.states("canvas", (height, width))
-    begun, glass, blank = states.latest is not None, None, None
-    if begun and not plan.layout.has_glass:
-        return states, None
-    statistics = measure_encoder(pipeline, enlarged, (height, width))
+    encoder, glass = TissueEncoder(plan.pipeline, enlarged, plan.places), None
     if plan.layout.has_glass:
-        glass = Glass(glass_latent(pipeline, statistics), plan.shape, plan.seed, *plan.keys)
-        blank = GlassTiles(pipeline, plan.layout, glass.latent_C)
-    if not begun and processes.is_main:
-        start = _Noised(plan, states.begin(0, channels))
-        encode_canvas(
-            pipeline, enlarged, (height, width), out=start, statistics=statistics, blank=blank, progress=progress
-        )
+        areas = plan.layout.class_areas()
+        latent_C = glass_latent(plan.pipeline, encoder.statistics(max(areas, key=lambda label: areas[label])))
+        glass = Glass(latent_C, plan.shape, plan.seed, *plan.keys)
+    if states.latest is None and processes.is_main:
+        _encode(plan, encoder, states.begin(0, channels), glass, progress)
         states.commit(0)
     processes.wait()
     return states, glass
+
+
+def _encode(plan: Plan, encoder: TissueEncoder, start: Canvas, glass: Glass | None, progress: Progress | None) -> None:
+    """Fill the canvas with the encoded overview and the noise that denoising begins with (equation 1)."""
+    channels, height, width = plan.shape
+    every = slice(0, channels)
+    if not plan.places.is_plain:
+        for rows in row_slices(height):
+            start[every, rows, slice(0, width)] = torch.zeros(channels, rows.stop - rows.start, width)
+
+    def take(rows: slice, columns: slice, latents: torch.Tensor) -> None:
+        start[every, rows, columns] = latents if plan.places.is_plain else start[every, rows, columns] + latents
+
+    encoder.encode(take, progress)
+    scheduler, timesteps = plan.canvas_steps()
+    conditions = None if glass is None else plan.conditions(glass)
+    for rows in row_slices(height):
+        clean = start[every, rows, slice(0, width)]
+        if conditions is not None and glass is not None:
+            mask_HW = conditions.mask(rows, width)
+            clean = torch.where(mask_HW, glass.latent_C[:, None, None], clean)
+        noise = canvas_noise(plan.shape, plan.seed, *plan.keys, rows=rows)
+        start[every, rows, slice(0, width)] = noised(scheduler, clean, noise, timesteps[0])
 
 
 def resolve_size(

@@ -99,11 +99,6 @@ class Workspace:
         """Where the preview lies."""
         return self.folder / "preview.png"
 
-    @property
-    def statistics(self) -> Path:
-        """Where the decoder's statistics lie."""
-        return self.folder / "decoder.safetensors"
-
     def overview(self) -> np.ndarray | None:
         """The overview, uint8 RGB (h, w, 3), mapped from its file; None before it is drawn."""
         path = self.folder / "overview.npy"

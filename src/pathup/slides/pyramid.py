@@ -7,6 +7,7 @@ above it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import imagecodecs
 import numpy as np
@@ -124,10 +125,10 @@ def checked_bands(bands: Iterable[np.ndarray], shape: tuple[int, int]) -> Iterat
         raise ValueError(f"the bands hold {done} rows, but the image has {height}")
 
 
-def encode_jpeg(tile: np.ndarray, quality: int) -> bytes:
-    """A tile, uint8 RGB, as a JPEG: YCbCr without subsampling of colour, `quality` 1 to 100."""
+def encode_jpeg(tile: np.ndarray, quality: int, *, subsampling: Literal["444", "422"] = "444") -> bytes:
+    """A tile, uint8 RGB, as a JPEG in YCbCr: `quality` 1 to 100, colour in full or at half the columns."""
     return bytes(
         imagecodecs.jpeg8_encode(
-            np.ascontiguousarray(tile), level=quality, colorspace="rgb", outcolorspace="ycbcr", subsampling="444"
+            np.ascontiguousarray(tile), level=quality, colorspace="rgb", outcolorspace="ycbcr", subsampling=subsampling
         )
     )

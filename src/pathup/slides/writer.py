@@ -58,10 +58,15 @@ PROVENANCE_NAMESPACE = "pathup/provenance"
 
 
 def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Shapes (rows, columns) of the pyramid's levels: halved, rounded down, until one TIFF tile holds all."""
+    """Shapes (rows, columns) of the pyramid's levels: halved until one TIFF tile holds all.
+
+    Level n is ``side / 2^n``, rounded to nearest. Readers take the ratio of two levels' sides for the scale between
+    them: rounded down at each level, a strip of 16,384 x 700 px would be shrunk by 64 one way and by 70 the other.
+    """
     shapes = [(height, width)]
     while max(shapes[-1]) > TIFF_TILE_PX:
-        shapes.append((max(1, shapes[-1][0] // 2), max(1, shapes[-1][1] // 2)))
+        half = 2 ** (len(shapes) - 1)
+        shapes.append((max(1, (height + half) // (2 * half)), max(1, (width + half) // (2 * half))))
     return shapes
 
 
@@ -95,7 +100,8 @@ def write_ome_tiff(
     provenance
         JSON values stored in the OME-XML (a comment annotation, namespace ``pathup/provenance``).
     compression, quality
-        ``jpeg`` (YCbCr without subsampling of colour, `quality` 1 to 100) or ``deflate`` (lossless).
+        ``jpeg`` (`quality` 1 to 100; YCbCr, colour at half the columns: Bio-Formats, and with it QuPath, converts
+        the colours of full ones twice) or ``deflate`` (lossless).
     overwrite
         Whether an existing `target` may be replaced.
 
@@ -201,7 +207,7 @@ class _Encoder:
     @property
     def tags(self) -> dict[str, Any]:
         if self.compression == "jpeg":
-            return {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (1, 1)}
+            return {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 1)}
         return {"compression": "adobe_deflate", "photometric": "rgb"}
 
     def into(self, take: Callable[[bytes], None]) -> Callable[[int, int, np.ndarray], None]:
@@ -213,7 +219,7 @@ class _Encoder:
         if any(missing):  # repeat the rim: black padding would ring into the picture under JPEG
             tile = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
         if self.compression == "jpeg":
-            return encode_jpeg(tile, self.quality)
+            return encode_jpeg(tile, self.quality, subsampling="422")
         return bytes(imagecodecs.zlib_encode(np.ascontiguousarray(tile).tobytes(), level=6))
 
 
