@@ -31,7 +31,7 @@ GLASS_RGB = (242, 242, 242)
 """Colour of empty glass: bright and without hue, as a white-balanced scanner shows it."""
 
 REACH = 8
-"""Latent positions: how far from a border both classes' results are blended, and glass is decoded, not painted."""
+"""Latent positions: how far from a border both classes' results are blended, and glass is decoded."""
 
 _NODE = 4
 """Latent positions between the places at which the areas around are asked for; between them they are interpolated."""
@@ -85,7 +85,9 @@ class TissuePlaces:
         return [(int(top), int(left), int(bottom), int(right)) for top, left, bottom, right in areas[chosen]]
 
     def weights(self, rows: slice, columns: slice, scale: int) -> np.ndarray:
-        """How much each class counts at each pixel of a part of the canvas, float32 (K, h, w); they sum to 1.
+        """How much each class counts at each pixel of a part of the canvas, float32 (K, h, w).
+
+        They sum to 1, or to 0 where only glass is near.
 
         Parameters
         ----------
@@ -105,38 +107,11 @@ class TissuePlaces:
         y, x = (rows.start - first[0] * _NODE) * scale, (columns.start - first[1] * _NODE) * scale
         part = fine[:, y : y + (rows.stop - rows.start) * scale, x : x + (columns.stop - columns.start) * scale]
         total = part.sum(0)
-        part = np.divide(part, total, out=np.zeros_like(part), where=total > 0)
-        part[0][total <= 0] = 1  # glass alone, which is painted
-        return part
+        return np.divide(part, total, out=np.zeros_like(part), where=total > 0)
 
     def elsewhere(self, label: str) -> _Elsewhere:
         """Where a class has no weight at all."""
         return _Elsewhere(self, self.layout.labels.index(label))
-
-    def paint_glass(self, pixels: np.ndarray, top: int, scale: int) -> None:
-        """Give pixels the colour of glass where they and all near them are glass, in place.
-
-        What lies at the image's rim is decoded beside zero padding, which shows on a plain background.
-
-        Parameters
-        ----------
-        pixels
-            uint8 RGB (rows, W, 3), rows of the decoded canvas.
-        top
-            The first of them, in latent positions.
-        scale
-            Pixels a position, each way.
-        """
-        if not self.layout.has_glass:
-            return
-        side = REACH
-        tops = range(top, top + len(pixels) // scale, side)
-        lefts = range(0, pixels.shape[1] // scale, side)
-        areas = [(y - REACH, x - REACH, y + side + REACH, x + side + REACH) for y in tops for x in lefts]
-        bare = self.layout.glass(self.boxes(areas)).reshape(len(tops), len(lefts))
-        for row, column in np.argwhere(bare):
-            y, x = row * side * scale, column * side * scale
-            pixels[y : y + side * scale, x : x + side * scale] = GLASS_RGB
 
     def _bare_shares(self, areas: np.ndarray) -> np.ndarray:
         """The share of glass of each area, to a sixty-fourth."""
@@ -231,22 +206,26 @@ class TissueDecoder:
         """One band, uint8 RGB (rows, W, 3), from the statistics measured or found."""
         labels, places, latents = self._places.layout.labels, self._places, self._latents
         if places.is_plain:
-            return decode_band(self._pipeline, latents, index, statistics=self._statistics[labels[0]])
+            only = self._statistics[labels[0]]
+            return decode_band(self._pipeline, latents, index, statistics=only, tile_latent=self.tile)
         top, bottom = index * self.tile, min((index + 1) * self.tile, latents.shape[1])
         scale = self._pipeline.factor
-        mixed: np.ndarray | None = None
         weights = places.weights(slice(top, bottom), slice(0, latents.shape[2]), scale)
+        # glass is not what the autoencoder makes of it: at the image's rim, zero padding shows on a plain background
+        mixed = (1 - weights.sum(0))[..., None] * np.float32(GLASS_RGB)
         for label, weight_HW in zip(labels, weights, strict=True):
             if not weight_HW.any():
                 continue
             own = decode_band(
-                self._pipeline, latents, index, statistics=self._statistics[label], blank=places.elsewhere(label)
+                self._pipeline,
+                latents,
+                index,
+                statistics=self._statistics[label],
+                tile_latent=self.tile,
+                blank=places.elsewhere(label),
             )
-            part = own * weight_HW[..., None]
-            mixed = part if mixed is None else mixed + part
-        pixels: np.ndarray = np.zeros(0) if mixed is None else mixed.round().clip(0, 255).astype(np.uint8)
-        places.paint_glass(pixels, top, scale)
-        return pixels
+            mixed += own * weight_HW[..., None]
+        return np.asarray(mixed.round().clip(0, 255).astype(np.uint8))
 
     def bands(self, progress: Progress | None = None) -> Iterator[np.ndarray]:
         """All bands from the top, measured first where that was not done."""
