@@ -40,6 +40,17 @@ def test_an_image(
     assert "16 U-Net forwards on" in said and "peak memory" in said
 
 
+def test_a_dry_run_says_what_it_costs_and_draws_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["generate", model, tmp_path / "a.ome.tiff", "--label", "A", "--size", "64x48", "--steps", 2, "--threads", 1]
+    assert _pathup(monkeypatch, *asked, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "U-Net forwards  16 (overview 4, canvas 12); 2.0 coverages" in said
+    assert all(word in said for word in ("time", "memory", "disk"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tiles_of_every_class(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "tiles"
     arguments = ["generate", model, out, "--label", "all", "--level", "patch", "--steps", 2, "--threads", 1]
@@ -70,6 +81,11 @@ def test_datasets_reads_the_folder_as_it_is(model: Path, tmp_path: Path, monkeyp
         (["--label", "A", "--size", "70x64"], "multiples of 4 px"),
         (["--label", "A", "--guidance", "-2"], "guidance -2"),
         (["--label", "A", "--reference", "none.png"], "none.png does not exist"),
+        (["--label", "A", "--layout", "none.geojson"], "none.geojson does not exist"),
+        (["--label", "glass"], "unknown label 'glass'"),
+        (["--label", "A", "--windows", "shift"], "windows 'shift'"),
+        (["--label", "A", "--no-weights", "--window-weight", "hann"], "leave one out"),
+        (["--label", "A", "--level", "patch", "--dry-run"], "--dry-run estimates large images"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_1(
@@ -93,7 +109,8 @@ def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     said = capsys.readouterr().out
     # the command line's surface, frozen: a new option belongs in docs/sampling.md as well
     options = ["label", "size", "seed", "count", "steps", "guidance", "strength", "scheduler", "reference", "level"]
-    options += ["window-batch", "no-weights", "format", "device", "threads", "resume", "overwrite"]
+    options += ["window-batch", "no-weights", "format", "device", "threads", "resume", "overwrite", "windows"]
+    options += ["window-weight", "overlap", "layout", "layout-unit", "preview", "dry-run"]
     documented = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
     for option in options:
         assert f"--{option}" in said

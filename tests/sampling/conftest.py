@@ -16,3 +16,17 @@ def pipeline() -> PathUpPipeline:
     for part in (made.vae, made.text_encoder, made.unet):
         part.eval().requires_grad_(False)
     return made
+
+
+@pytest.fixture(scope="session")
+def attentive() -> PathUpPipeline:
+    """The same with self-attention in the autoencoder's middle, strong enough to be seen in the pixels."""
+    recipe = load_recipe("tiny")
+    recipe = recipe.model_copy(update={"autoencoder": recipe.autoencoder.model_copy(update={"mid_attention": True})})
+    made = build_pipeline(recipe)
+    made.vae.eval().requires_grad_(False)
+    for part in (made.vae.encoder, made.vae.decoder):
+        layer = part.mid_block.attentions[0]
+        for linear in (layer.to_q, layer.to_k, layer.to_v, layer.to_out[0]):
+            linear.weight *= 4
+    return made

@@ -1,23 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
-from pathup.model.pipeline import PathUpPipeline, build_pipeline
-from pathup.recipes import load_recipe
-from pathup.sampling import decoding
+from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling.decoding import (
+    band_count,
+    decode_band,
     decode_bands,
     decode_image,
     decoder_halo,
-    encode_canvas,
-    encoder_halo,
     measure_decoder,
-    measure_encoder,
 )
-from pathup.sampling.norms import fixed_norms
+from pathup.sampling.mid_attention import fixed_statistics
+from pathup.sampling.norms import NormStatistics, fixed_norms
 
 SHAPE = (4, 61, 45)  # more than one tile and no multiple of one
 
@@ -67,83 +66,112 @@ def test_a_plain_background_keeps_its_tone_from_tile_to_tile(pipeline: PathUpPip
     assert np.abs(beside - naive(64)).max() > 2
 
 
-@pytest.mark.parametrize("blocks", [(8, 8), (8, 16, 16), (8, 8, 16, 16)])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_the_halo_is_as_wide_as_the_network_sees(blocks: tuple[int, ...], layers: int) -> None:
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(blocks),
-        up_block_types=("UpDecoderBlock2D",) * len(blocks),
-        block_out_channels=blocks,
-        layers_per_block=layers,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    ).eval()
-    for layer in vae.modules():  # without normalisation, dependence is the convolutions' alone
-        if isinstance(layer, torch.nn.GroupNorm):
-            layer.forward = lambda x: x
-    factor, halo = 2 ** (len(blocks) - 1), decoder_halo(vae)
-    length = 2 * halo + 9
-    latents = torch.randn(1, 4, 3, length, requires_grad=True)
-    middle = length // 2
-    vae.decode(latents).sample[..., middle * factor : (middle + 1) * factor].abs().sum().backward()
-    reached = latents.grad.abs().sum((0, 1, 2)).nonzero().flatten()
-    reach = max(middle - int(reached.min()), int(reached.max()) - middle)
-    assert halo - 2 <= reach <= halo  # enough, and not much more
+class _Stored:
+    """A canvas that gives copies of parts and has no other gift, as one on disk."""
 
-    halo = encoder_halo(vae)
-    length = 2 * halo + 9
-    pixels = torch.randn(1, 3, 2 * factor, length * factor, requires_grad=True)
-    middle = length // 2
-    vae.encode(pixels).latent_dist.mean[..., middle].abs().sum().backward()
-    reached = pixels.grad.abs().sum((0, 1, 2)).nonzero().flatten()
-    first, last = int(reached.min()) // factor, int(reached.max()) // factor
-    reach = max(middle - first, last - middle)
-    assert halo - 3 <= reach <= halo
+    def __init__(self, latents: torch.Tensor) -> None:
+        self._latents, self.shape, self.most = latents, tuple(latents.shape), 0
+
+    def __getitem__(self, at: tuple[slice, slice, slice]) -> torch.Tensor:
+        part = self._latents[at].clone()
+        self.most = max(self.most, part[0].numel())
+        return part
 
 
-def test_tiled_encoding_equals_one_piece(pipeline: PathUpPipeline) -> None:
-    factor = pipeline.factor
-    image = torch.rand(3, 40 * factor, 27 * factor, generator=torch.Generator().manual_seed(2)) * 2 - 1
+class _Blank:
+    """Blank from a column on."""
 
-    def source(top: int, left: int, height: int, width: int) -> torch.Tensor:
-        return image[:, top : top + height, left : left + width]
+    rgb = (250, 240, 245)
 
-    whole = pipeline.encode_pixels(image[None])[0]
-    tiled = encode_canvas(pipeline, source, (40, 27), tile_latent=16)
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
-    statistics = measure_encoder(pipeline, source, (40, 27), population=300)
-    with fixed_norms(pipeline.vae, statistics):
-        whole = pipeline.encode_pixels(image[None])[0]
-    tiled = encode_canvas(pipeline, source, (40, 27), tile_latent=10, statistics=statistics)
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def covers(self, top: int, left: int, bottom: int, right: int) -> bool:
+        return left >= self._first
 
 
-def test_an_autoencoder_with_attention_is_tiled_too() -> None:
-    recipe = load_recipe("tiny")
-    attentive = recipe.model_copy(update={"autoencoder": recipe.autoencoder.model_copy(update={"mid_attention": True})})
-    pipeline = build_pipeline(attentive)
-    latents = torch.randn(4, 20, 20)
-    assert decode_image(pipeline, latents, tile_latent=16).shape == (80, 80, 3)
-    whole = _uint8(pipeline.decode_latents(latents[None]))
-    one_tile = decode_image(pipeline, latents, tile_latent=20)  # one tile: attention sees all, so nothing differs
-    assert np.abs(one_tile - whole).max() <= 1
+def test_a_band_is_decoded_alone_in_any_order_and_from_stored_latents(
+    pipeline: PathUpPipeline, latents: torch.Tensor, tmp_path: Path
+) -> None:
+    measure_decoder(pipeline, latents, population=400).save(tmp_path / "statistics.safetensors")
+    statistics = NormStatistics.load(tmp_path / "statistics.safetensors")
+    stored = _Stored(latents)
+    together = list(decode_bands(pipeline, latents, statistics=statistics, tile_latent=16))
+    assert band_count(61, 16) == len(together) == 4
+    for index in (3, 0, 2):
+        alone = decode_band(pipeline, stored, index, statistics=statistics, tile_latent=16)
+        assert np.array_equal(alone, together[index])
+    assert stored.most <= (16 + 2 * decoder_halo(pipeline.vae)) ** 2  # never more than a tile and its halo at once
+    with pytest.raises(IndexError):
+        decode_band(pipeline, latents, 4, statistics=statistics, tile_latent=16)
 
 
-def test_slicing_of_diffusers_does_not_split_the_population(pipeline: PathUpPipeline, latents: torch.Tensor) -> None:
-    plain = measure_decoder(pipeline, latents, population=200)
-    pipeline.vae.enable_slicing()
-    try:
-        sliced = measure_decoder(pipeline, latents, population=200)
-        assert pipeline.vae.use_slicing
-    finally:
-        pipeline.vae.disable_slicing()
-    assert all(sliced.groups[name][0].equal(mean) for name, (mean, _) in plain.groups.items())
+def test_progress_counts_tiles_of_the_whole_canvas(pipeline: PathUpPipeline, latents: torch.Tensor) -> None:
+    seen: list[tuple[str, int, int]] = []
+    statistics = measure_decoder(pipeline, latents)
+    decode_band(
+        pipeline, latents, 2, statistics=statistics, tile_latent=16, progress=lambda *values: seen.append(values)
+    )
+    assert seen == [("decode", done, 12) for done in (7, 8, 9)]  # 3 tiles a band, two bands above
 
 
-@pytest.mark.parametrize(("height", "width"), [(200, 300), (30, 4000), (8192, 2), (100, 100)])
-def test_sampled_areas_lie_in_the_canvas_and_keep_to_the_population(height: int, width: int) -> None:
-    areas = decoding._spread(height, width, 16, 8192)
-    assert sum(h * w for _, _, h, w in areas) <= max(8192, 16 * 16) or len(areas) == 1
-    for top, left, h, w in areas:
-        assert 0 <= top <= height - h and 0 <= left <= width - w
-    assert len(set(areas)) == len(areas)
+def test_blank_tiles_are_filled_and_change_nothing_else(pipeline: PathUpPipeline) -> None:
+    latents = torch.randn(4, 20, 90, generator=torch.Generator().manual_seed(3))
+    halo = decoder_halo(pipeline.vae)
+    blank, statistics, factor = _Blank(48 - halo), measure_decoder(pipeline, latents), pipeline.factor
+    plain = decode_image(pipeline, latents, statistics=statistics, tile_latent=16)
+    calls = _counting_decodes(pipeline)
+    with calls:
+        filled = decode_image(pipeline, latents, statistics=statistics, tile_latent=16, blank=blank)
+    assert np.array_equal(filled[:, : 48 * factor], plain[:, : 48 * factor])
+    assert (filled[:, 48 * factor :] == blank.rgb).all()
+    assert calls.count == 6  # of two bands, the three tiles left of the blank
+
+
+class _counting_decodes:  # noqa: N801
+    def __init__(self, pipeline: PathUpPipeline) -> None:
+        self._decoder, self.count = pipeline.vae.decoder, 0
+
+    def __enter__(self) -> None:
+        self._hook = self._decoder.register_forward_hook(lambda *_: setattr(self, "count", self.count + 1))
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def test_a_small_canvas_is_decoded_once_and_not_measured_first(pipeline: PathUpPipeline, latents: torch.Tensor) -> None:
+    calls = _counting_decodes(pipeline)
+    with calls:
+        bands = list(decode_bands(pipeline, latents, tile_latent=16))
+    assert calls.count == 1
+    assert [len(band) // pipeline.factor for band in bands] == [16, 16, 16, 13]
+
+
+def test_a_decoder_is_as_it_was_between_bands(pipeline: PathUpPipeline, latents: torch.Tensor) -> None:
+    before = pipeline.decode_latents(latents[None])
+    bands = decode_bands(
+        pipeline, latents, statistics=measure_decoder(pipeline, latents, population=400), tile_latent=16
+    )
+    next(bands)  # a caller may do anything between two bands, also decode something else
+    assert pipeline.decode_latents(latents[None]).equal(before)
+
+
+def test_bands_equal_one_piece_where_attention_sees_the_canvas(attentive: PathUpPipeline) -> None:
+    latents = torch.randn(4, 40, 28, generator=torch.Generator().manual_seed(4))
+    latents[:, 20:] *= 0.2  # what attention finds differs from place to place
+    for keys in (2000, 400):  # every position of the 1,120, and a sample
+        statistics = measure_decoder(attentive, latents, population=400, keys=keys)
+        with fixed_statistics(attentive.vae, statistics):
+            whole = _uint8(attentive.decode_latents(latents[None]))
+        bands = decode_image(attentive, latents, statistics=statistics, tile_latent=16)
+        assert np.abs(bands - whole).max() <= 1
+    # what it cures: each tile attending to itself alone
+    alone = NormStatistics(statistics.groups)
+    assert np.abs(decode_image(attentive, latents, statistics=alone, tile_latent=16) - whole).max() > 8
+
+
+def test_measured_whole_it_decodes_as_plain_diffusers_with_attention(attentive: PathUpPipeline) -> None:
+    latents = torch.randn(4, 40, 28, generator=torch.Generator().manual_seed(5))
+    plain = _uint8(attentive.decode_latents(latents[None]))
+    statistics = measure_decoder(attentive, latents)
+    assert np.abs(decode_image(attentive, latents, statistics=statistics, tile_latent=16) - plain).max() <= 1

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from pathup.sampling.norms import fixed_norms, measure_norms
+from pathup.errors import PathUpError
+from pathup.sampling.norms import NormStatistics, fixed_norms, measure_norms
 
 
 def _net() -> nn.Sequential:
@@ -67,3 +70,34 @@ def test_half_precision_and_three_dimensions() -> None:
     assert mean.dtype == variance.dtype == torch.float32
     with fixed_norms(layer, statistics):
         assert layer(x).dtype == torch.bfloat16
+
+
+def test_only_what_is_asked_for_counts_and_each_piece_by_its_weight() -> None:
+    layer, x = nn.GroupNorm(2, 4), torch.randn(3, 4, 6, 6)
+    x[..., 0] = 100  # a rim that must not count
+    weights = torch.tensor([0.5, 0.25, 0.25])
+    mean, variance = measure_norms(layer, lambda: layer(x), counted=lambda y: y[..., 1:], weights_B=weights).groups[""]
+    repeated = torch.cat([x[:1], x])[..., 1:]  # weights of a half and two quarters: the first piece twice
+    expected_variance, expected_mean = torch.var_mean(repeated.reshape(4, 2, -1), dim=(0, 2), correction=0)
+    torch.testing.assert_close(mean, expected_mean)
+    torch.testing.assert_close(variance, expected_variance)
+
+
+def test_statistics_are_read_as_they_were_written(tmp_path: Path) -> None:
+    pair = torch.randn(2), torch.rand(2)
+    keys = torch.randn(1, 5, 3).bfloat16(), torch.randn(1, 5, 3).bfloat16()
+    statistics = NormStatistics({"decoder.norm": pair}, {"decoder.mid_block.attentions.0": keys})
+    statistics.save(tmp_path / "a.safetensors")
+    found = NormStatistics.load(tmp_path / "a.safetensors")
+    for kind in ("groups", "attention"):
+        for name, tensors in getattr(statistics, kind).items():
+            assert all(a.equal(b) for a, b in zip(getattr(found, kind)[name], tensors, strict=True))
+
+
+@pytest.mark.parametrize("content", [None, b"not a file of tensors", b""])
+def test_damaged_statistics_are_one_sentence(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PathUpError, match=r"a\.safetensors holds no statistics"):
+        NormStatistics.load(path)
