@@ -114,11 +114,9 @@ def table(result: Row) -> str:
         "# What a large image costs",
         "",
         f"`python benchmarks/sampling.py` with {model} on {where}: {side} x {side} px, {canvas} x {canvas} latent",
-        f"positions, windows of {facts['window_latent']}. Methods took turns, {result['repeats']} times each, every turn "
-        "in a",
-        "process of its own; the least time counts, that of the medians is beside it. Batch of the U-Net: "
-        f"{result['batch']}, the",
-        f"fastest of {tried}.",
+        f"positions, windows of {facts['window_latent']}. Methods took turns, {result['repeats']} times each, every",
+        "turn in a process of its own; the least time counts, that of the medians is beside it. Batch of the U-Net:",
+        f"{result['batch']}, the fastest of {tried}.",
         f"Versions: {versions}.",
     ]
     compared = [row for name, row in rows.items() if not name.startswith(("whole_", "bare_"))]
@@ -146,7 +144,8 @@ _READING_SLIDES = """
 - *bare* is as many forwards of full windows in the best batch with nothing around them, and the decoder over as many
   pixels in plain tiles.
 - *whole / bare* is what is lost around the networks; encoding, and decoding the overview, count as lost.
-- *U-Net forwards* are those of overview and canvas together.
+- *processor s*, whole and bare, are the processor's time in all threads.
+- *forwards* of the U-Net are those of overview and canvas together.
 - *ms a bare forward* and *bare decoding* are what the bare cost is made of.
 - *peak MiB* is the most memory the process held.
 - *stages* add up to the seconds of the fastest turn; *load* is the model's loading and its hash.
@@ -179,21 +178,23 @@ def _compared(rows: list[Row], facts: Row) -> list[str]:
 
 def _slides(wholes: dict[str, Row], rows: dict[str, Row], facts: Row) -> list[str]:
     """The table of whole slides beside their bare cost."""
-    head = ["windows", "seconds (median)", "bare (median)", "whole / bare (of medians)", "U-Net forwards",
+    head = ["windows", "seconds (median)", "bare (median)", "whole / bare (of medians)", "processor s", "forwards",
             "ms a bare forward", "bare decoding, s", "peak MiB", "stages, s"]  # fmt: skip
     body = []
     for kind, row in wholes.items():
         bare = rows[f"bare_{kind}"]
+        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in row["stages"].items() if stage != "total")
         body.append([
             kind,
             f"{row['seconds']:.1f} ({row['seconds_median']:.1f})",
             f"{bare['seconds']:.1f} ({bare['seconds_median']:.1f})",
             _time_ratio(row),
+            f"{row['cpu_seconds']:.1f} / {bare['cpu_seconds']:.1f}",
             str(row["forwards"]),
             f"{1000 * bare['stages']['forwards'] / bare['forwards']:.2f}",
             f"{bare['stages']['decode']:.1f}",
             _mebibytes(row),
-            ", ".join(f"{stage} {spent:.1f}" for stage, spent in row["stages"].items() if stage != "total"),
+            stages,
         ])  # fmt: skip
     own = facts["own_settings"]
     title = (

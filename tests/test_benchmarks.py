@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import benchmarks.sampling as bench
-from benchmarks import sampling_methods, sampling_report
+from benchmarks import sampling_bench, sampling_methods, sampling_report
 from benchmarks.panorama import draw, panorama
 from pathup.model.pipeline import PathUpPipeline, build_pipeline
 from pathup.recipes import load_recipe
@@ -37,7 +37,7 @@ def pipeline() -> PathUpPipeline:
 @pytest.fixture(autouse=True)
 def _this_process_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     verbosity = diffusers.utils.logging.get_verbosity()
-    monkeypatch.setattr(sampling_methods, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(sampling_bench, "keep_freed_memory", lambda: False)
     yield
     diffusers.utils.logging.set_verbosity(verbosity)
 
@@ -57,7 +57,7 @@ def _turn(asked: argparse.Namespace, name: str, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sampling_methods, "keep_freed_memory", lambda: False)
+        patched.setattr(sampling_bench, "keep_freed_memory", lambda: False)
         patched.setattr(bench, "turn", _turn)
         return bench.measure(_asked())
 

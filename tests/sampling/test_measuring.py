@@ -72,8 +72,8 @@ def test_windows_stand_for_the_canvas(pipeline: PathUpPipeline) -> None:
     canvas[:, :, 60:] *= 0.3
     exact = measure_decoder(pipeline, canvas)
     mean, log = _apart(measure_decoder(pipeline, canvas, population=400), exact)
-    assert mean < 0.02  # 0.007 was found; windows that count their bent rim, 0.06
-    assert log < 0.05  # 0.013, and 0.15
+    assert mean < 0.02  # 0.005 was found; windows without a margin, 0.04
+    assert log < 0.05  # 0.009, and 0.10
 
 
 def test_windows_without_a_margin_are_bent_by_their_rim(
@@ -92,17 +92,17 @@ def test_the_shipped_decoder_in_tiles_is_near_plain_decoding_of_the_whole() -> N
     if not REGION.is_file() or not (ROOT / "models/atlas/vae").is_dir():
         pytest.skip("needs ../shared/data/regions (or PATHUP_SHARED) and models/atlas")
     shipped = load_pipeline(ROOT / "models/atlas")
-    side = 768  # px: 36,864 latent positions, more than are measured whole
+    side = 576  # px: 20,736 latent positions, more than are measured whole
     image = np.array(Image.open(REGION).convert("RGB"))[:side, :side].astype(np.float32)
     image[:, side // 2 :] = 245  # half of it glass
     latents = shipped.encode_pixels(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1)[0]
     plain = (shipped.decode_latents(latents[None])[0] / 2 + 0.5).clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
     statistics = measure_decoder(shipped, latents)
-    band = decode_band(shipped, latents, 0, statistics=statistics, tile_latent=96).astype(np.float32)
+    band = decode_band(shipped, latents, 0, statistics=statistics, tile_latent=72).astype(np.float32)
     difference = np.abs(band - plain[: len(band)])
     assert difference.mean() <= 1  # the bounds, in 255ths
     assert np.quantile(difference, 0.999) <= 4
-    glass = band[:, side // 2 + 128 :]
+    glass = band[:, side // 2 + 96 :]
     tiles = [
         glass[y : y + 64, x : x + 64].mean() for y in range(0, len(band), 64) for x in range(0, glass.shape[1], 64)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pathup.errors import PathUpError
 from pathup.sampling.outputs import Format, ImageFile
 from pathup.sampling.requests import Run
 
-__all__ = ["claim", "indices_of", "name_of", "remove_broken", "row_of"]
+__all__ = ["claim", "indices_of", "name_of", "row_of"]
 
 
 def claim(run: Run, *, level: str | None, kind: Format) -> None:
@@ -46,12 +45,6 @@ def indices_of(run: Run, label: str, kind: Format) -> range:
 def name_of(run: Run, label: str, index: int, kind: Format) -> Path:
     """Where image `index` of a label lies."""
     return run.request.out / f"{label}_{index:04d}.{kind}"
-
-
-def remove_broken(target: ImageFile) -> None:
-    """Remove an image that is not whole (cut short by somebody), with the tiles that belong to it."""
-    target.path.unlink(missing_ok=True)
-    shutil.rmtree(target.path.with_name(target.path.stem + "_files"), ignore_errors=True)
 
 
 def row_of(run: Run, target: ImageFile, label: str, level: str, index: int) -> dict[str, Any]:

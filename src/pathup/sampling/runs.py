@@ -17,7 +17,7 @@ from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import load_pipeline
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.estimate import Estimate, estimate_plan
-from pathup.sampling.image_folder import claim, indices_of, name_of, remove_broken, row_of
+from pathup.sampling.image_folder import claim, indices_of, name_of, row_of
 from pathup.sampling.large import identity_of, is_finished, make_large
 from pathup.sampling.layouts import LayoutUnit, read_layout
 from pathup.sampling.outputs import (
@@ -28,6 +28,7 @@ from pathup.sampling.outputs import (
     format_of,
     is_complete,
     parse_size,
+    remove_output,
     write_metadata,
 )
 from pathup.sampling.overview import check_reference_level, sampling_levels
@@ -206,7 +207,7 @@ def _make_folder(run: Run, kind: Format, report: GenerateReport, progress: Progr
             report.files.append(target.path)
         else:
             if run.processes.is_main:
-                remove_broken(target)
+                remove_output(target.path)
             run.processes.wait()
             _make_large(run, label, index, target, report, progress)
         rows.append(
