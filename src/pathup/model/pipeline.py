@@ -181,8 +181,8 @@ class PathUpPipeline(DiffusionPipeline):
         one pass over a doubled batch. Inputs are already scaled by ``scheduler.scale_model_input``, and are taken to
         the U-Net's precision here.
         """
-        latents_BCHW, prompted_BLD = latents_BCHW.to(self.unet.dtype), prompted_BLD.to(self.unet.dtype)
-        empty_BLD = empty_BLD.to(self.unet.dtype)
+        precision = next(self.unet.parameters()).dtype  # `unet.dtype` looks through all of them, at every call
+        latents_BCHW, prompted_BLD, empty_BLD = (part.to(precision) for part in (latents_BCHW, prompted_BLD, empty_BLD))
         with fast_attention(self.unet, latents_BCHW.device):
             if guidance == 1:
                 return self.unet(latents_BCHW, timestep, prompted_BLD, return_dict=False)[0]

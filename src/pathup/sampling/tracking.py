@@ -124,6 +124,7 @@ def denoise_states(
     if begun is None or len(schedule) != len(timesteps):
         raise ValueError("a noised canvas and a schedule of as many steps as timesteps are needed")
     stepper = BandStepper(scheduler, timesteps, pipeline.latent_channels)
+    device, precision = pipeline.compute_device, pipeline.unet.dtype  # once: diffusers looks through all parts for them
     counts = [conditions.seen(schedule[step]) for step in range(len(timesteps))]
     for _ in range(begun):
         stepper.advance()
@@ -135,7 +136,7 @@ def denoise_states(
         for band in window_bands(windows):
             batches = _batches(windows, conditions.needed(windows, band.indices), window_batch * processes.count)
             for batch, values in _predicted(
-                pipeline, state, windows, batches, stepper, conditions, guidance, processes
+                pipeline, device, state, windows, batches, stepper, conditions, guidance, processes
             ):
                 for index, values_CHW in zip(batch, values, strict=False):  # repeated ones, at the end, are left out
                     if after is not None:
@@ -144,7 +145,7 @@ def denoise_states(
                 if progress is not None:
                     progress(stage, done, total)
             if after is not None:
-                after.write(fusion.take(band.done), state, pipeline.unet.dtype)
+                after.write(fusion.take(band.done), state, precision)
         if after is not None:
             states.commit(step + 1)
         processes.wait()
@@ -185,6 +186,7 @@ def _batches(windows: Windows, indices: Iterable[int], size: int) -> Iterator[li
 
 def _predicted(
     pipeline: PathUpPipeline,
+    device: torch.device,
     state: Canvas,
     windows: Windows,
     batches: Iterable[list[int]],
@@ -195,13 +197,13 @@ def _predicted(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Each batch and its windows' predictions, on the CPU; the device computes one batch while the last one returns."""
     channels = slice(0, stepper.channels)
+    timestep = stepper.timestep.to(device)
     waiting: tuple[list[int], Returning] | None = None
     for batch in batches:
         mine = [windows[index] for index in processes.share(batch)]
         samples = stepper.scaled(torch.stack([state[channels, rows, columns] for rows, columns in mine]))
         prompted, empty = conditions.embeddings(mine)
-        timestep = stepper.timestep.to(pipeline.compute_device)
-        prediction = pipeline.predict(sent(samples, pipeline.compute_device), timestep, prompted, empty, guidance)
+        prediction = pipeline.predict(sent(samples, device), timestep, prompted, empty, guidance)
         started = returned(processes.gathered(prediction.float()))
         if waiting is not None:
             yield waiting[0], waiting[1].wait()
