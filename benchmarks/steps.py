@@ -4,7 +4,8 @@
 
 Draws one large image of each class for each setting, all from the same seed, and measures: kernel distance of
 its tiles to the real test tiles' (on any features), the gradient ratio and p-value at the lines of its windows
-(`pathup.evaluation.seams`), coverages of the canvas and seconds. Images that are there already are kept. Writes
+(`pathup.evaluation.seams`), coverages of the canvas and seconds. Images that are there already, and figures of the
+same model, are kept. Writes
 ``steps.json`` and ``steps.md`` into DIR. TILES is what ``pathup tiles`` wrote. One image a class is little: compare
 settings with each other, not with other reports.
 """
@@ -150,7 +151,15 @@ def measure(asked: argparse.Namespace) -> None:
     )
     real = {encoder.name: (extract(encoder, test.files), extract(encoder, train.files)) for encoder in encoders}
     floor = {name: distance(a, b) for name, (a, b) in real.items()}
-    for row in rows:
+    known = {}
+    if (asked.output / "steps.json").is_file():
+        before = storage.read_json(asked.output / "steps.json")
+        if before["floor"].keys() == floor.keys() and before["model_sha256"] == model_sha256(asked.model):
+            known = {row["setting"]: row for row in before["rows"]}
+    for place, row in enumerate(rows):
+        if row["setting"] in known:
+            rows[place] = known[row["setting"]]
+            continue
         paths = sorted(row.pop("folder").glob("*.png"))
         tiles = [
             image[y : y + side, x : x + side]
