@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 TILE_LATENT, MOST_PX = 64, 512
-"""Side of a tile's core, in latent positions and at most in pixels. Larger tiles have less halo, but leave a processor's
+"""Side of a tile's core, in latent positions and at most in pixels. Larger tiles have less halo, but leave a CPU's
 cache: at a factor of 4, 2048 px took 18 s of one core, and 26 s in tiles of 128."""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import Attention
 
 from pathup import draws
 from pathup.sampling.mid_attention import KeyTile, measured_attention
@@ -29,6 +30,13 @@ __all__ = ["POPULATION", "Canvas", "PixelSource", "measure_decoder", "measure_en
 POPULATION = 16_384
 """A canvas of at most so many latent positions is taken whole.
 At a factor of 8 that is one megapixel, which Stable Diffusion's decoder takes in some 4 GB in float32."""
+
+WHOLE_BYTES = 5 * 2**30
+"""A canvas whose decoding at once takes no more memory is measured whole up to `EXACT_KEYS` positions, where the
+decoder has attention: its pixels have a wider range than those of convolutions alone, and sampled statistics show more."""
+
+_BYTES_A_VALUE = 36
+"""Peak memory of decoding at once, for each value of a layer at full resolution: nine tensors of float32 (measured)."""
 
 WINDOWS, ENCODER_WINDOWS = 192, 64
 """How many windows stand for a larger canvas: some 6 % of the work of decoding 2048 px at a factor of 4. The encoder
@@ -80,7 +88,7 @@ class Canvas(Protocol):
 
 @torch.inference_mode()
 def measure_decoder(
-    pipeline: PathUpPipeline, latents_CHW: Canvas, *, population: int = POPULATION, keys: int = EXACT_KEYS
+    pipeline: PathUpPipeline, latents_CHW: Canvas, *, population: int | None = None, keys: int = EXACT_KEYS
 ) -> NormStatistics:
     """The decoder's normalisation statistics, and the keys of its attention, for a whole canvas.
 
@@ -92,11 +100,13 @@ def measure_decoder(
         The canvas.
     population
         A canvas of at most so many latent positions is measured in one piece, and the statistics are those of decoding
-        it whole; from a larger one, `WINDOWS` windows spread evenly over it are measured jointly.
+        it whole; from a larger one, `WINDOWS` windows spread evenly over it are measured jointly. Unset: `POPULATION`,
+        or as many as fit `WHOLE_BYTES` where the decoder has attention.
     keys
         A canvas of at most so many positions is attended to in every one; of a larger one, `SAMPLED_KEYS` are.
     """
     _, height, width = latents_CHW.shape
+    population = _affordable(pipeline) if population is None else population
 
     def piece(top: int, left: int, rows: int, columns: int) -> torch.Tensor:
         return latents_CHW[:, top : top + rows, left : left + columns]
@@ -132,6 +142,14 @@ def measure_encoder(
     run = _Run(pipeline.vae, pipeline.encode_pixels, piece, shape_HW, halo, keys)
     whole = shape_HW[0] * shape_HW[1] <= population
     return _measure(run, None if whole else _Windows(*shape_HW, ENCODER_CORE, (ENCODER_MARGIN,), ENCODER_WINDOWS))
+
+
+def _affordable(pipeline: PathUpPipeline) -> int:
+    """Positions up to which a canvas is measured whole."""
+    if not any(isinstance(part, Attention) for part in pipeline.vae.decoder.modules()):
+        return POPULATION
+    a_position = pipeline.factor**2 * int(pipeline.vae.config.block_out_channels[0]) * _BYTES_A_VALUE
+    return max(POPULATION, min(EXACT_KEYS, WHOLE_BYTES // a_position))
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class TissueDecoder:
         scale = self._pipeline.factor
         weights = places.weights(slice(top, bottom), slice(0, latents.shape[2]), scale)
         # glass is not what the autoencoder makes of it: at the image's rim, zero padding shows on a plain background
-        mixed = (1 - weights.sum(0))[..., None] * np.float32(GLASS_RGB)
+        mixed = (1 - weights.sum(0))[..., None] * np.asarray(GLASS_RGB, np.float32)
         for label, weight_HW in zip(labels, weights, strict=True):
             if not weight_HW.any():
                 continue
