@@ -43,8 +43,8 @@ def test_an_image(
 def test_a_dry_run_says_what_it_costs_and_draws_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["generate", model, tmp_path / "a.ome.tiff", "--label", "A", "--size", "64x48", "--steps", 2, "--threads", 1]
-    assert _pathup(monkeypatch, *asked, "--dry-run") == 0
+    asked = ["--label", "A", "--size", "64x48", "--steps", 2, "--threads", 1, "--dry-run"]
+    assert _pathup(monkeypatch, "generate", model, tmp_path / "a.ome.tiff", *asked) == 0
     said = capsys.readouterr().out
     assert "U-Net forwards  16 (overview 4, canvas 12); 2.0 coverages" in said
     assert all(word in said for word in ("time", "memory", "disk"))

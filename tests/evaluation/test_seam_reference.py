@@ -38,5 +38,5 @@ def test_real_lines_are_near_one_and_a_seam_lies_outside_their_interval() -> Non
 
 
 def test_images_too_small_are_one_sentence() -> None:
-    with pytest.raises(PathUpError, match="no real image holds enough lines .* --large-real"):
+    with pytest.raises(PathUpError, match=r"no real image holds enough lines .* --large-real"):
         ratios_at_random_lines([("a", lambda: tissue(64, 64))], SeamGrid.regular(2048, 2048, 2))

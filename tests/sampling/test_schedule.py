@@ -89,12 +89,12 @@ def test_overlapped_schedules_take_the_same_windows_at_each_step() -> None:
 
 
 def test_sampling_values_make_a_schedule() -> None:
-    settings_ = load_recipe("atlas").sampling.model_copy(update={"windows": "shifted", "overlapped_share": 0.4})
+    settings_ = load_recipe("atlas").sampling.model_copy(update={"windows": "shifted", "overlapped_share": 0.3})
     made = window_schedule(settings_, 512, 512, 12, 0)
-    assert made.overlapped_steps == 5 and made.overlap == settings_.overlap_latent // 2
-    # 7 steps of one coverage and 5 of 21 x 21 windows of 32 x 32
-    assert made.coverage == 7 + 5 * 21**2 * 32**2 / 512**2
-    assert made.coverage < 0.35 * 12 * 31**2 * 32**2 / 512**2  # of what overlapped windows cost
+    assert made.overlapped_steps == 4 and made.overlap == settings_.overlap_latent // 2
+    # 8 steps of one coverage and 4 of 21 x 21 windows of 32 x 32
+    assert made.coverage == 8 + 4 * 21**2 * 32**2 / 512**2
+    assert made.coverage < 0.34 * 12 * 31**2 * 32**2 / 512**2  # of what overlapped windows cost
     assert window_schedule(settings_, 512, 512, 2, 0).overlapped_steps == 1  # at least one
     plain = settings_.model_copy(update={"windows": "overlapped"})
     assert window_schedule(plain, 512, 512, 12, 0).kind == "overlapped"

@@ -350,7 +350,7 @@ class SamplingRecipe(Section):
         "step covers the canvas once with windows that lie elsewhere, and only the last steps overlap",
     )
     overlapped_share: Fraction = Field(
-        0.4,
+        0.3,
         description="share of the steps, the last ones and at least one, in which shifted windows overlap, by half of "
         "`overlap_latent`",
     )

@@ -32,8 +32,8 @@ POPULATION = 16_384
 At a factor of 8 that is one megapixel, which Stable Diffusion's decoder takes in some 4 GB in float32."""
 
 WHOLE_BYTES = 5 * 2**30
-"""A canvas whose decoding at once takes no more memory is measured whole up to `EXACT_KEYS` positions, where the
-decoder has attention: its pixels have a wider range than those of convolutions alone, and sampled statistics show more."""
+"""A canvas whose decoding at once takes no more memory is measured whole, up to `EXACT_KEYS` positions, where the
+decoder has attention: its pixels have a wider range than those of convolutions alone, so sampling shows more."""
 
 _BYTES_A_VALUE = 36
 """Peak memory of decoding at once, for each value of a layer at full resolution: nine tensors of float32 (measured)."""
