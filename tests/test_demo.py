@@ -92,7 +92,7 @@ def test_run_json_tells_what_it_took(made: Path) -> None:
     assert told["unet_forwards"]["total"] == sum(
         told["unet_forwards"][name] for name in ("classes.png", "slide.ome.tiff")
     )
-    assert {"load", "tiles", "overview", "canvas", "decode and write", "preview", "total"} <= set(told["seconds"])
+    assert {"load", "tiles", "overview", "canvas", "decode", "write", "preview", "total"} <= set(told["seconds"])
     parts = sum(value for name, value in told["seconds"].items() if name != "total")
     assert 0 < parts <= told["seconds"]["total"] + 0.1  # rounding of each to 0.01
     assert told["peak_memory_bytes"] > 50 * 2**20  # torch alone is more than that

@@ -204,4 +204,4 @@ def test_make_sets_up_one_environment_once_and_again_when_interrupted(tmp_path: 
     assert calls[1] == "1:-m pytest -n 2 --dist loadfile"
     assert calls[2:4] == [":-m ruff check .", ":-m mypy"]
     assert calls[4].startswith(":-m pathup.demo --model models/atlas --out demo")
-    assert calls[5:] == [":benchmarks/sampling.py", ":benchmarks/evaluation.py"]
+    assert calls[5:] == [":benchmarks/sampling.py --repeats 1", ":benchmarks/evaluation.py"]
