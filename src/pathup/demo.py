@@ -35,7 +35,7 @@ from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.runs import GenerateRequest, generate
-from pathup.sampling.synthesis import check_size, resolve_settings
+from pathup.sampling.settings import check_size, resolve_settings
 from pathup.sampling.tracking import forwards_of, last_timesteps
 
 __all__ = ["FILES", "DemoRequest", "demonstrate", "main"]

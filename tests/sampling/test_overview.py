@@ -11,7 +11,7 @@ from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling.layouts import plain_layout
 from pathup.sampling.overview import EnlargedOverview, draw_overview, overview_bands, sampling_levels
-from pathup.sampling.synthesis import resolve_settings
+from pathup.sampling.settings import resolve_settings
 
 
 def _picture(height: int, width: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
-from pathup.sampling.synthesis import check_size, resolve_settings, synthesise
+from pathup.sampling.settings import check_size, resolve_settings
+from pathup.sampling.synthesis import synthesise
 
 SIZE = (64, 96)
 

@@ -7,19 +7,12 @@ divided by the autoencoder's factor), ``mpp`` is micrometres per pixel.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and strict about unknown keys and types (a whole number is a number, too)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from pathup.recipes.sampling import SamplingRecipe
+from pathup.recipes.section import Fraction, Positive, Precision, Section
 
 
 def folded(name: str) -> str:
@@ -325,58 +318,6 @@ class EncoderRecipe(Section):
     checkpoint_every: Positive = Field(500, description="steps between checkpoints")
     log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
     seed: int = Field(0, description="of weights, order, orientations and degradations")
-
-
-class SamplingRecipe(Section):
-    """How images are drawn; saved with the model as its defaults."""
-
-    scheduler: str = Field(
-        "ddim", description="`ddim`, `dpmpp_2m`, `unipc`, `euler`, or the class of another diffusers scheduler"
-    )
-    steps: Positive = Field(50, description="timesteps of the scheduler, from pure noise")
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is none")
-    strength: float = Field(
-        0.6,
-        gt=0,
-        le=1,
-        description="share of the noise that the enlarged overview gets before the canvas is denoised",
-    )
-    window_latent: Positive = Field(description="side of a window")
-    overlap_latent: int = Field(ge=0, description="overlap of neighbouring windows")
-    window_batch: Positive = Field(16, description="windows, or tiles, at once: memory and speed only")
-    windows: Literal["overlapped", "shifted"] = Field(
-        "overlapped",
-        description="`overlapped`: the same overlapping windows at each step, as the paper has it; `shifted`: each "
-        "step covers the canvas once with windows that lie elsewhere, and only the last steps overlap",
-    )
-    overlapped_share: Fraction = Field(
-        0.3,
-        description="share of the steps, the last ones and at least one, in which shifted windows overlap, by half of "
-        "`overlap_latent`",
-    )
-    window_weight: Literal["hann", "equation_6", "hard"] = Field(
-        "hann",
-        description="how overlapping windows blend: `hann` falls to 0 at a window's rim, `equation_6` to a half, "
-        "`hard` gives each position one window (table 4's 'w/o w')",
-    )
-    size_px: Positive = Field(2048, description="side of a large image")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_weighted(cls, given: Any) -> Any:
-        """Earlier recipes and models say ``weighted`` in place of ``window_weight``."""
-        if not isinstance(given, dict) or "weighted" not in given:
-            return given
-        rest = {name: value for name, value in given.items() if name != "weighted"}
-        return rest if given["weighted"] else {"window_weight": "hard", **rest}
-
-    @model_validator(mode="after")
-    def _check(self) -> SamplingRecipe:
-        if self.overlap_latent >= self.window_latent:
-            raise ValueError(
-                f"overlap_latent {self.overlap_latent} is not less than window_latent {self.window_latent}"
-            )
-        return self
 
 
 class Recipe(Section):

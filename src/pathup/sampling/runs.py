@@ -34,8 +34,8 @@ from pathup.sampling.outputs import (
 from pathup.sampling.overview import check_reference_level, sampling_levels
 from pathup.sampling.processes import launched_processes
 from pathup.sampling.requests import ALL, GenerateReport, GenerateRequest, Run
+from pathup.sampling.settings import check_size, resolve_settings, resolve_size
 from pathup.sampling.single_tiles import make_tiles
-from pathup.sampling.synthesis import check_size, resolve_settings, resolve_size
 from pathup.sampling.tracking import Progress
 from pathup.slides.images import read_image
 from pathup.slides.writer import check_target
