@@ -26,12 +26,14 @@ import numpy as np
 
 from benchmarks.sampling_report import TITLES, add_ratios, summary, table, verdicts
 from pathup import PathUpError, __version__, storage
+from pathup.memory import ask_for_huge_pages
 
 SHIPPED = Path("models/atlas")
 
 
 def turn(asked: argparse.Namespace, name: str, **more: Any) -> dict[str, Any]:
     """One turn in a process of its own."""
+    ask_for_huge_pages()  # the turn's process inherits it, as `pathup` itself has it
     command = [sys.executable, __file__, *arguments_of(asked, name, **more)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -122,7 +124,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=2048, help="side of the canvas in pixels [2048]")
     parser.add_argument("--steps", type=int, help="[8; of pathup generate, the model's own]")
     parser.add_argument("--guidance", type=float, help="[1, which is none; of pathup generate, the model's own]")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], help="batches to try")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 48, 64], help="batches to try")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each, the fastest counts [3]")
     parser.add_argument("--threads", type=int, help="CPU threads [all]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")

@@ -162,9 +162,10 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def forward(self, batch: int) -> Callable[[], Any]:
-        """Full windows through the U-Net, called as it is."""
-        latents = torch.randn(batch, self.shape[0], self.window, self.window, device=self.device)
+    def forward(self, batch: int, height: int | None = None, width: int | None = None) -> Callable[[], Any]:
+        """Windows through the U-Net, called as it is; full ones when no size is given."""
+        size = (self.window if height is None else height, self.window if width is None else width)
+        latents = torch.randn(batch, self.shape[0], *size, device=self.device)
         embeddings = self.pipeline.encode_prompts([self.prompt]).expand(batch, -1, -1)
         timestep = torch.tensor(500, device=self.device)
         return lambda: self.pipeline.unet(latents, timestep, embeddings, return_dict=False)

@@ -22,18 +22,22 @@ import torch
 from benchmarks.sampling_bench import Bench, counted
 from pathup.sampling.conditions import Conditions
 from pathup.sampling.device import peak_memory_bytes
+from pathup.sampling.fusion import window_bands
 from pathup.sampling.layouts import plain_layout
 from pathup.sampling.overview import sampling_levels
 from pathup.sampling.requests import GenerateRequest
 from pathup.sampling.runs import generate, model_sha256
 from pathup.sampling.schedule import WindowKind
 from pathup.sampling.synthesis import plan_image
-from pathup.sampling.tracking import denoise
+from pathup.sampling.tracking import denoise, window_batches
 from pathup.sampling.windows import Weighting
 from tests.sampling.reference import algorithm_1
 
 SWEEP_ROUNDS, SWEEP_FORWARDS = 5, 128
 """Rounds in which batch sizes are tried, at least, and forwards of each in a round, at least."""
+
+SAMPLED_FORWARDS = 1024
+"""Forwards of full windows from which the cost of all of them is told."""
 
 TILE_SIDES = (32, 64, 128, 256)
 """Sides of plain tiles that bare decoding is tried with, in latent positions."""
@@ -157,32 +161,41 @@ def whole(bench: Bench, kind: WindowKind) -> Turn:
 
 
 def bare(bench: Bench, kind: WindowKind) -> Turn:
-    """As many forwards of full windows as the slide takes, one batch after the other, and plain decoding of its pixels.
+    """The forwards that the slide takes, with nothing around them, and plain decoding of its pixels.
 
-    The overview's own pixels and the encoding are not in it.
+    The overview's own pixels and the encoding are not in it. What as many positions cost in full windows of the best
+    batch comes with it: at the rim of a canvas, shifted windows have other sizes.
     """
     size = (bench.asked.size, bench.asked.size)
     plan = plan_image(bench.pipeline, bench.label, size_px=size, **bench.own_overrides(kind))
-    schedules = [schedule for schedule in (plan.overview, plan.canvas) if schedule is not None]
-    positions = sum(schedule[step].positions for schedule in schedules for step in range(len(schedule)))
-    worth = bench.worth(positions * (1 if plan.settings.guidance == 1 else 2))
-    wanted, batch = max(1, round(worth)), bench.asked.batch
-    calls = [bench.forward(batch)] * (wanted // batch)
-    calls += [bench.forward(wanted % batch)] if wanted % batch else []
+    passes, at_once = 1 if plan.settings.guidance == 1 else 2, plan.settings.window_batch
+    shapes = [
+        (passes * len(batch), rows.stop - rows.start, columns.stop - columns.start)
+        for schedule in (plan.overview, plan.canvas) if schedule is not None
+        for windows in schedule
+        for band in window_bands(windows)
+        for batch in window_batches(windows, band.indices, at_once)
+        for rows, columns in [windows[batch[0]]]
+    ]  # fmt: skip
+    worth = bench.worth(sum(count * height * width for count, height, width in shapes))
+    forward = {shape: bench.forward(*shape) for shape in set(shapes)}
+    full = [bench.forward(bench.asked.batch)] * max(1, SAMPLED_FORWARDS // bench.asked.batch)
     tile, side = min(bench.asked.tile, plan.shape[1]), plan.shape[1]
     spans = [min(tile, side - at) for at in range(0, side, tile)]
-    shapes = [(tall, wide) for tall in spans for wide in spans]
-    decoders = {shape: bench.decode(*shape) for shape in set(shapes)}
-    bench.repeated([calls[0], decoders[shapes[0]]])  # pays for allocations
+    tiles = [(tall, wide) for tall in spans for wide in spans]
+    decoders = {shape: bench.decode(*shape) for shape in set(tiles)}
+    bench.repeated([full[0], decoders[tiles[0]]])  # pays for allocations
     with counted() as count:
-        forwards = bench.repeated(calls)
-    decode = bench.repeated([decoders[shape] for shape in shapes])
+        forwards = bench.repeated([forward[shape] for shape in shapes])
+    decode = bench.repeated([decoders[shape] for shape in tiles])
+    in_full = bench.repeated(full).wall / (len(full) * bench.asked.batch) * worth
     return {
         "seconds": {"forwards": forwards.wall, "decode": decode.wall, "total": forwards.wall + decode.wall},
+        "seconds_of_full_windows": in_full + decode.wall,
         "cpu_seconds": forwards.cpu + decode.cpu,
         "forwards": count.forwards,
         "windows_worth": bench.worth(count.positions),
-        "window_batch": batch,
+        "window_batch": at_once,
         "peak_memory_bytes": peak_memory_bytes(bench.device),
     }
 

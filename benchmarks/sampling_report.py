@@ -54,6 +54,8 @@ def add_ratios(rows: dict[str, Row]) -> None:
             row["over"] = other
             for key in ("seconds", "seconds_median", "cpu_seconds", "peak_memory_bytes"):
                 row[f"{key}_ratio"] = row[key] / rows[other][key]
+            if "seconds_of_full_windows" in rows[other]:
+                row["full_windows_ratio"] = row["seconds"] / rows[other]["seconds_of_full_windows"]
 
 
 def verdicts(rows: dict[str, Row], apart: float | None) -> list[Row]:
@@ -141,9 +143,11 @@ _READING_COMPARED = """
 
 _READING_SLIDES = """
 - *seconds* are all that the command does once Python has started.
-- *bare* is as many forwards of full windows in the best batch with nothing around them, and the decoder over as many
+- *bare* is the same forwards of the U-Net, in the same batches, with nothing around them, and the decoder over as many
   pixels in plain tiles.
 - *whole / bare* is what is lost around the networks; encoding, and decoding the overview, count as lost.
+- *of full windows* is the ratio where as many positions in full windows of the best batch stand for the forwards: what
+  windows of other sizes at the rim lose counts as lost too.
 - *processor s*, whole and bare, are the processor's time in all threads.
 - *forwards* of the U-Net are those of overview and canvas together.
 - *ms a bare forward* and *bare decoding* are what the bare cost is made of.
@@ -178,7 +182,7 @@ def _compared(rows: list[Row], facts: Row) -> list[str]:
 
 def _slides(wholes: dict[str, Row], rows: dict[str, Row], facts: Row) -> list[str]:
     """The table of whole slides beside their bare cost."""
-    head = ["windows", "seconds (median)", "bare (median)", "whole / bare (of medians)", "processor s", "forwards",
+    head = ["windows", "seconds (median)", "bare (median)", "whole / bare (of medians)", "of full windows", "processor s", "forwards",
             "ms a bare forward", "bare decoding, s", "peak MiB", "stages, s"]  # fmt: skip
     body = []
     for kind, row in wholes.items():
@@ -189,6 +193,7 @@ def _slides(wholes: dict[str, Row], rows: dict[str, Row], facts: Row) -> list[st
             f"{row['seconds']:.1f} ({row['seconds_median']:.1f})",
             f"{bare['seconds']:.1f} ({bare['seconds_median']:.1f})",
             _time_ratio(row),
+            f"{row['full_windows_ratio']:.2f}",
             f"{row['cpu_seconds']:.1f} / {bare['cpu_seconds']:.1f}",
             str(row["forwards"]),
             f"{1000 * bare['stages']['forwards'] / bare['forwards']:.2f}",

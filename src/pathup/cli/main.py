@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from pathup import __version__
 from pathup.errors import PathUpError, unknown
+from pathup.memory import ask_for_huge_pages
 
 VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
@@ -105,6 +106,7 @@ def pathup(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
+    ask_for_huge_pages()
     try:
         app(prog_name="pathup")
     except PathUpError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pathup.sampling.encoding import encode_canvas
+from pathup.sampling.footprint import tile_side
 from pathup.sampling.measuring import POPULATION, Canvas, PixelSource, measure_decoder, measure_encoder, whole_batches
 from pathup.sampling.mid_attention import fixed_statistics
 from pathup.sampling.norms import NormStatistics
@@ -34,16 +35,11 @@ __all__ = [
     "decode_bands",
     "decode_image",
     "decoder_halo",
-    "decoder_tile",
     "encode_canvas",
     "encoder_halo",
     "measure_decoder",
     "measure_encoder",
 ]
-
-TILE_LATENT, MOST_PX = 64, 512
-"""Side of a tile's core, in latent positions and at most in pixels. Larger tiles have less halo, but leave a CPU's
-cache: at a factor of 4, 2048 px took 18 s of one core, and 26 s in tiles of 128."""
 
 
 class BlankPixels(Protocol):
@@ -53,11 +49,6 @@ class BlankPixels(Protocol):
 
     def covers(self, top: int, left: int, bottom: int, right: int) -> bool:
         """Whether all latent positions of rows top to bottom and columns left to right are background."""
-
-
-def decoder_tile(pipeline: PathUpPipeline) -> int:
-    """Side of a tile's core, and rows of a band, in latent positions, when none is asked for."""
-    return max(1, min(TILE_LATENT, MOST_PX // pipeline.factor))
 
 
 def band_count(height: int, tile_latent: int) -> int:
@@ -92,7 +83,7 @@ def decode_band(
     statistics
         From `measure_decoder`, of this canvas.
     tile_latent, halo
-        Side of a tile's core and width of its halo, in latent positions; unset: `decoder_tile`, `decoder_halo`.
+        Side of a tile's core and width of its halo, in latent positions; unset: `tile_side`, `decoder_halo`.
     blank
         Tiles that lie in it wholly, halo and all, are not decoded but filled with its colour.
     progress
@@ -105,7 +96,7 @@ def decode_band(
     """
     _, height, width = latents_CHW.shape
     factor, halo = pipeline.factor, decoder_halo(pipeline.vae) if halo is None else halo
-    tile_latent = decoder_tile(pipeline) if tile_latent is None else tile_latent
+    tile_latent = tile_side(pipeline) if tile_latent is None else tile_latent
     bands, lefts = band_count(height, tile_latent), range(0, width, tile_latent)
     if not 0 <= index < bands:
         raise IndexError(f"band {index} of {bands}")
@@ -145,7 +136,7 @@ def decode_bands(
     its statistics are then its own.
     """
     _, height, width = latents_CHW.shape
-    tile_latent = decoder_tile(pipeline) if tile_latent is None else tile_latent
+    tile_latent = tile_side(pipeline) if tile_latent is None else tile_latent
     if statistics is None and blank is None and height * width <= POPULATION:
         one = decode_band(
             pipeline, latents_CHW, 0, statistics=NormStatistics(), tile_latent=max(height, width), **settings

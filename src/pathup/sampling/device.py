@@ -10,7 +10,15 @@ import torch
 
 from pathup.errors import PathUpError, unknown
 
-__all__ = ["Returning", "choose_device", "clear_memory_errors", "peak_memory_bytes", "returned", "sent"]
+__all__ = [
+    "Returning",
+    "choose_device",
+    "clear_memory_errors",
+    "has_fast_bfloat16",
+    "peak_memory_bytes",
+    "returned",
+    "sent",
+]
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,6 +36,12 @@ def choose_device(name: str) -> torch.device:
             f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether this is a CPU that multiplies in bfloat16 itself: twice as fast there, slower than float32 elsewhere."""
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and asked is not None and bool(asked())
 
 
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:

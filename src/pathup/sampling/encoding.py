@@ -6,20 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from pathup.sampling.footprint import tile_side
 from pathup.sampling.measuring import POPULATION, Canvas, PixelSource, measure_encoder, whole_batches
 from pathup.sampling.mid_attention import fixed_statistics
 from pathup.sampling.norms import NormStatistics
-from pathup.sampling.receptive import encoder_halo
+from pathup.sampling.receptive import encoder_halo, trimmed_encoder
 
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
     from pathup.sampling.tracking import Progress
 
-__all__ = ["BlankLatents", "encode_canvas", "encoder_tile"]
-
-TILE_LATENT, MOST_PX = 64, 512
-"""Side of a tile's core, in latent positions and at most in pixels: of 48, 64, 96, 128 and 256 positions, 64 took the
-least time at a factor of 4."""
+__all__ = ["BlankLatents", "encode_canvas"]
 
 
 class BlankLatents(Protocol):
@@ -29,11 +26,6 @@ class BlankLatents(Protocol):
 
     def covers(self, top: int, left: int, bottom: int, right: int) -> bool:
         """Whether all latent positions of rows top to bottom and columns left to right are background."""
-
-
-def encoder_tile(pipeline: PathUpPipeline) -> int:
-    """Side of a tile's core in latent positions, when none is asked for."""
-    return max(1, min(TILE_LATENT, MOST_PX // pipeline.factor))
 
 
 @torch.inference_mode()
@@ -62,7 +54,7 @@ def encode_canvas(
     statistics
         From `measure_encoder`; measured when not given.
     tile_latent, halo
-        Side of a tile's core and width of its halo, in latent positions; unset: `encoder_tile`, `encoder_halo`.
+        Side of a tile's core and width of its halo, in latent positions; unset: `tile_side`, `encoder_halo`.
     out
         Where the latents go, ``out[:, rows, columns] = tensor`` (C, rows, columns) float32; a new tensor when unset.
     blank
@@ -82,7 +74,7 @@ def encode_canvas(
         tile_latent, statistics = max(height, width), NormStatistics()
     elif statistics is None:
         statistics = measure_encoder(pipeline, source, shape_HW)
-    tile_latent = encoder_tile(pipeline) if tile_latent is None else tile_latent
+    tile_latent = tile_side(pipeline) if tile_latent is None else tile_latent
     canvas: Canvas = torch.empty(pipeline.latent_channels, height, width) if out is None else out
     tops, lefts = range(0, height, tile_latent), range(0, width, tile_latent)
     done = 0
@@ -96,8 +88,11 @@ def encode_canvas(
                     latents = blank.latent_C.float().cpu()[:, None, None].expand(-1, bottom - top, right - left)
                 else:
                     pixels = source(y * factor, x * factor, (y_end - y) * factor, (x_end - x) * factor)
-                    encoded = pipeline.encode_pixels(pixels[None])[0].float().cpu()
-                    latents = encoded[:, top - y : bottom - y, left - x : right - x]
+                    margins = [top - y, y_end - bottom, left - x, x_end - right]
+                    with trimmed_encoder(pipeline.vae, margins):
+                        encoded = pipeline.encode_pixels(pixels[None])[0].float().cpu()
+                    first, start = margins[0], margins[2]
+                    latents = encoded[:, first : first + bottom - top, start : start + right - left]
                 canvas[:, top:bottom, left:right] = latents
                 done += 1
                 if progress is not None:

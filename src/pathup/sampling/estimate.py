@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pathup.sampling.decoding import decode_band, decoder_tile, measure_decoder
+from pathup.sampling.decoding import decode_band, measure_decoder
 from pathup.sampling.device import peak_memory_bytes
+from pathup.sampling.footprint import tile_side
 from pathup.sampling.fusion import BAND_POSITIONS
 from pathup.sampling.outputs import Format
 from pathup.sampling.plan import Plan
@@ -71,7 +72,7 @@ def estimate_plan(plan: Plan, kind: Format, images: int = 1) -> Estimate:
     def forward() -> None:
         pipeline.predict(windows, 1, embeddings, embeddings, settings.guidance).float().cpu()
 
-    core = decoder_tile(pipeline)
+    core = tile_side(pipeline)
     tile = torch.randn(channels, min(core, height), min(core, width), generator=torch.Generator().manual_seed(0))
     statistics = measure_decoder(pipeline, tile)
 

@@ -24,11 +24,14 @@ class WindowBand:
     ----------
     indices
         Numbers of the windows.
+    rows
+        The rows of the canvas that they reach.
     done
         The first row of the canvas that windows of later bands still reach; its height after the last band.
     """
 
     indices: range
+    rows: slice
     done: int
 
 
@@ -41,7 +44,8 @@ def window_bands(windows: Windows, positions: int = BAND_POSITIONS) -> Iterator[
         while last + 1 < len(rows) and (rows[last + 1][1] - rows[first][0]) * windows.width <= positions:
             last += 1
         done = rows[last + 1][0] if last + 1 < len(rows) else windows.height
-        yield WindowBand(range(first * across, (last + 1) * across), done)
+        reached = slice(rows[first][0], rows[last][1])
+        yield WindowBand(range(first * across, (last + 1) * across), reached, done)
         first = last + 1
 
 

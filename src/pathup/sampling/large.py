@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pathup.sampling.decoding import band_count, decoder_tile
+from pathup.sampling.decoding import band_count
+from pathup.sampling.footprint import tile_side
 from pathup.sampling.outputs import ImageFile, is_complete, write_image
 from pathup.sampling.plan import Plan
 from pathup.sampling.preview import PreviewFile
@@ -115,7 +116,7 @@ def make_large(
         seconds["decode"], started = time.perf_counter() - started, time.perf_counter()
         provenance = {**made_by, **result.provenance(), "run_sha256": _digest(identity)}
         if processes.is_main:
-            bands = workspace.bands(band_count(plan.shape[1], decoder_tile(plan.pipeline)))
+            bands = workspace.bands(band_count(plan.shape[1], tile_side(plan.pipeline)))
             write_image(target, bands, provenance, overwrite=overwrite)
             if preview is not None:
                 shutil.copyfile(workspace.preview, preview)

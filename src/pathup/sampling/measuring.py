@@ -18,6 +18,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from pathup import draws
+from pathup.sampling.footprint import bytes_a_position
 from pathup.sampling.mid_attention import KeyTile, measured_attention
 from pathup.sampling.norms import NormStatistics, measure_norms
 from pathup.sampling.receptive import attention_halo, changed_block_inputs
@@ -34,9 +35,6 @@ At a factor of 8 that is one megapixel, which Stable Diffusion's decoder takes i
 WHOLE_BYTES = 5 * 2**30
 """A canvas whose decoding at once takes no more memory is measured whole, up to `EXACT_KEYS` positions, where the
 decoder has attention: its pixels have a wider range than those of convolutions alone, so sampling shows more."""
-
-_BYTES_A_VALUE = 36
-"""Peak memory of decoding at once, for each value of a layer at full resolution: nine tensors of float32 (measured)."""
 
 WINDOWS, ENCODER_WINDOWS = 192, 64
 """How many windows stand for a larger canvas: some 6 % of the work of decoding 2048 px at a factor of 4. The encoder
@@ -148,8 +146,7 @@ def _affordable(pipeline: PathUpPipeline) -> int:
     """Positions up to which a canvas is measured whole."""
     if not any(isinstance(part, Attention) for part in pipeline.vae.decoder.modules()):
         return POPULATION
-    a_position = pipeline.factor**2 * int(pipeline.vae.config.block_out_channels[0]) * _BYTES_A_VALUE
-    return max(POPULATION, min(EXACT_KEYS, WHOLE_BYTES // a_position))
+    return max(POPULATION, min(EXACT_KEYS, WHOLE_BYTES // bytes_a_position(pipeline)))
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,12 @@ def overview_schedule(
     """The windows of an overview of `size_px` overview pixels.
 
     One that is smaller than a window is drawn at the window's size, in which the model has learnt to lay out tissue.
-    Beside glass the windows overlap at every step: no position then has a step that no window took part in.
+    Its windows overlap at every step, where those of the canvas are shifted as well, but then as little as they do in
+    the canvas's last steps: on few windows, those of other sizes at the rim would cost more than the overlap.
     """
     height, width = (max(side // pipeline.factor, settings.window_latent) for side in size_px)
-    plain = settings.model_copy(update={"windows": "overlapped"}) if layout.has_glass else settings
+    overlap = settings.overlap_latent // (2 if settings.windows == "shifted" and not layout.has_glass else 1)
+    plain = settings.model_copy(update={"windows": "overlapped", "overlap_latent": overlap})
     steps = len(last_timesteps(pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0))
     return window_schedule(plain, height, width, steps, draws.seed_of(seed, *keys, "overview"))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,7 @@ from pathup.sampling.windows import Weighting, Windows
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["Progress", "denoise", "denoise_states", "forwards_of", "last_timesteps", "noised"]
+__all__ = ["Progress", "denoise", "denoise_states", "forwards_of", "last_timesteps", "noised", "window_batches"]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; the unit of done and total is the stage's own."""
@@ -134,9 +136,10 @@ def denoise_states(
         after = _Successor(states, stepper, conditions) if processes.is_main else None
         fusion = BandFusion(windows, stepper.channels, weighting)
         for band in window_bands(windows):
-            batches = _batches(windows, conditions.needed(windows, band.indices), window_batch * processes.count)
+            batches = window_batches(windows, conditions.needed(windows, band.indices), window_batch * processes.count)
+            read = _Rows(state[: stepper.channels, band.rows, :], band.rows.start)
             for batch, values in _predicted(
-                pipeline, device, state, windows, batches, stepper, conditions, guidance, processes
+                pipeline, device, read, windows, batches, stepper, conditions, guidance, processes
             ):
                 for index, values_CHW in zip(batch, values, strict=False):  # repeated ones, at the end, are left out
                     if after is not None:
@@ -174,20 +177,33 @@ class _Successor:
         self._canvas[:, rows, :] = following[: self._canvas.shape[0]]
 
 
-def _batches(windows: Windows, indices: Iterable[int], size: int) -> Iterator[list[int]]:
-    """Windows of one shape together, at most `size`, or as many as hold no more positions where they are larger."""
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a canvas, read at once: a file is opened once for a row of windows, not for each."""
+
+    values_CHW: torch.Tensor
+    top: int
+
+    def of(self, rows: slice, columns: slice) -> torch.Tensor:
+        return self.values_CHW[:, rows.start - self.top : rows.stop - self.top, columns]
+
+
+def window_batches(windows: Windows, indices: Iterable[int], size: int) -> Iterator[list[int]]:
+    """Windows of one shape together, at most `size`: in as few batches as do, and those as alike as they can be."""
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index in indices:
         rows, columns = windows[index]
         by_shape[rows.stop - rows.start, columns.stop - columns.start].append(index)
     for same in by_shape.values():
-        yield from (same[first : first + size] for first in range(0, len(same), size))
+        count = -(-len(same) // size)
+        edges = [part * len(same) // count for part in range(count + 1)]
+        yield from (same[first:last] for first, last in pairwise(edges))
 
 
 def _predicted(
     pipeline: PathUpPipeline,
     device: torch.device,
-    state: Canvas,
+    read: _Rows,
     windows: Windows,
     batches: Iterable[list[int]],
     stepper: BandStepper,
@@ -196,12 +212,11 @@ def _predicted(
     processes: Processes,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Each batch and its windows' predictions, on the CPU; the device computes one batch while the last one returns."""
-    channels = slice(0, stepper.channels)
     timestep = stepper.timestep.to(device)
     waiting: tuple[list[int], Returning] | None = None
     for batch in batches:
         mine = [windows[index] for index in processes.share(batch)]
-        samples = stepper.scaled(torch.stack([state[channels, rows, columns] for rows, columns in mine]))
+        samples = stepper.scaled(torch.stack([read.of(*window) for window in mine]))
         prompted, empty = conditions.embeddings(mine)
         prediction = pipeline.predict(sent(samples, device), timestep, prompted, empty, guidance)
         started = returned(processes.gathered(prediction.float()))
