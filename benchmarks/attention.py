@@ -14,6 +14,7 @@ from contextlib import nullcontext
 
 import torch
 
+from pathup.memory import keep_freed_memory
 from pathup.model.attention import fast_attention, most_positions
 from pathup.model.components import build_unet
 from pathup.recipes import load_recipe
@@ -29,6 +30,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
+    keep_freed_memory()  # as training does
     recipe, cpu = load_recipe(asked.recipe), torch.device("cpu")
     channels, width, side = 4, recipe.model.text_encoder.hidden_size, recipe.sampling.window_latent
     unet = build_unet(recipe, channels, width)

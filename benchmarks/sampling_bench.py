@@ -6,7 +6,7 @@ import argparse
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -176,9 +176,9 @@ class Bench:
         return lambda: self.pipeline.vae.decode(latents, return_dict=False)
 
     @torch.inference_mode()
-    def repeated(self, calls: list[Callable[[], Any]]) -> Spent:
-        """Calls one after the other, with nothing around them but the attention kernel that the sampler takes."""
-        with fast_attention(self.pipeline.unet, self.device):
+    def repeated(self, calls: list[Callable[[], Any]], *, as_sampler: bool = True) -> Spent:
+        """Calls one after the other: with attention as the sampler has it, or with nothing around them at all."""
+        with fast_attention(self.pipeline.unet, self.device) if as_sampler else nullcontext():
             return self.timed(lambda: _all(calls))[0]
 
 

@@ -164,7 +164,7 @@ def bare(bench: Bench, kind: WindowKind) -> Turn:
     """The forwards that the slide takes, with nothing around them, and plain decoding of its pixels.
 
     The overview's own pixels and the encoding are not in it. What as many positions cost in full windows of the best
-    batch comes with it: at the rim of a canvas, shifted windows have other sizes.
+    batch, with the sampler's own attention, comes with it: the least that they could cost.
     """
     size = (bench.asked.size, bench.asked.size)
     plan = plan_image(bench.pipeline, bench.label, size_px=size, **bench.own_overrides(kind))
@@ -186,7 +186,7 @@ def bare(bench: Bench, kind: WindowKind) -> Turn:
     decoders = {shape: bench.decode(*shape) for shape in set(tiles)}
     bench.repeated([full[0], decoders[tiles[0]]])  # pays for allocations
     with counted() as count:
-        forwards = bench.repeated([forward[shape] for shape in shapes])
+        forwards = bench.repeated([forward[shape] for shape in shapes], as_sampler=False)
     decode = bench.repeated([decoders[shape] for shape in tiles])
     in_full = bench.repeated(full).wall / (len(full) * bench.asked.batch) * worth
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,8 +15,8 @@ __all__ = [
     "Returning",
     "choose_device",
     "clear_memory_errors",
-    "has_fast_bfloat16",
     "peak_memory_bytes",
+    "reduced_precision",
     "returned",
     "sent",
 ]
@@ -38,10 +39,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU that multiplies in bfloat16 itself: twice as fast there, slower than float32 elsewhere."""
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and asked is not None and bool(asked())
+def reduced_precision(module: Any) -> torch.autocast:
+    """Within it a float32 network on a CPU that has bfloat16 computes in that, in about half the time.
+
+    For what is noised or averaged afterwards, never for an image's pixels. Elsewhere it does nothing: a CPU without
+    bfloat16 would be slower in it.
+    """
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    enabled = module.dtype == torch.float32 and module.device.type == "cpu" and bool(asked())
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -15,6 +15,7 @@ from pathup.errors import PathUpError
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas, canvas_noise, row_slices
 from pathup.sampling.conditions import Conditions
+from pathup.sampling.device import reduced_precision
 from pathup.sampling.layouts import Layout
 from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.schedule import WindowSchedule, window_schedule
@@ -202,13 +203,21 @@ def draw_overview(
 def overview_bands(
     pipeline: PathUpPipeline, latents: Canvas, size_px: tuple[int, int], layout: Layout, shrink: int
 ) -> Iterator[np.ndarray]:
-    """The decoded overview in bands, uint8 RGB: its centre of `size_px`, with glass where the layout has it."""
+    """The decoded overview in bands, uint8 RGB: its centre of `size_px`, with glass where the layout has it.
+
+    It is enlarged, encoded and noised afterwards, so it need not be as exact as an image.
+    """
     height, width = (side * pipeline.factor for side in latents.shape[1:])
     top, left = (height - size_px[0]) // 2, (width - size_px[1]) // 2
     at = 0
     shape, origin = (latents.shape[1], latents.shape[2]), (-shrink * top, -shrink * left)
     places = TissuePlaces(layout, shape, pipeline.factor * shrink, origin)
-    for band in TissueDecoder(pipeline, latents, places).bands():
+    bands = TissueDecoder(pipeline, latents, places).bands()
+    while True:
+        with reduced_precision(pipeline.vae):  # not around a `yield`: it would hold for whoever takes the band
+            band = next(bands, None)
+        if band is None:
+            return
         first, last = max(top - at, 0), min(top + size_px[0] - at, len(band))
         if first < last:
             part = np.ascontiguousarray(band[first:last, left : left + size_px[1]])

@@ -21,6 +21,10 @@ __all__ = ["WINDOW_KINDS", "WindowKind", "WindowSchedule", "window_schedule"]
 WindowKind = Literal["overlapped", "shifted"]
 WINDOW_KINDS: tuple[WindowKind, ...] = ("overlapped", "shifted")
 
+STRIDES = ((5**0.5 - 1) / 2, 2**0.5 - 1)
+"""From step to step, the share of a window by which rows and columns move: the golden and the silver ratio, whose
+multiples stay farthest from whole numbers."""
+
 
 @dataclass(frozen=True)
 class WindowSchedule:
@@ -36,8 +40,8 @@ class WindowSchedule:
         Timesteps that the canvas is taken through, at least 1.
     kind
         ``overlapped``: every step takes the same `WindowGrid`. ``shifted``: a step takes a `WindowPartition` whose
-        offset is
-        drawn from (seed, step), uniform over all positions of a window, and the last `overlapped_steps` the grid.
+        offset is drawn from (seed, step), uniform over all positions of a window, and the last `overlapped_steps` the
+        grid.
     overlapped_steps
         Last steps of a ``shifted`` schedule that overlap, 0 to `steps`.
     seed
@@ -84,9 +88,21 @@ class WindowSchedule:
         return WindowPartition(self.height, self.width, self.size, self.offset(step))
 
     def offset(self, step: int) -> tuple[int, int]:
-        """Row and column of the first line of a shifted step, each uniform over 0 to ``size - 1``."""
-        row, column = draws.numpy_generator(self.seed, "window offset", step).integers(0, self.size, 2)
-        return int(row), int(column)
+        """Row and column of the first line of a shifted step, each uniform over 0 to ``size - 1``.
+
+        ``floor(size * frac(u + step * a))`` with u drawn from the seed (a shifted Kronecker sequence: Cranley and
+        Patterson 1976). Over seeds each step's offset is uniform, as if drawn by itself, but the steps of one canvas
+        keep clear of each other: no line is drawn again before the rest of a window has had its lines.
+        """
+        row, column = (
+            int(self.size * ((start + step * stride) % 1.0)) for start, stride in zip(self._start, STRIDES, strict=True)
+        )
+        return row, column
+
+    @cached_property
+    def _start(self) -> tuple[float, float]:
+        row, column = draws.numpy_generator(self.seed, "window offset").random(2)
+        return float(row), float(column)
 
     @property
     def windows(self) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from pathup.sampling.canvas import Canvas
 from pathup.sampling.decoding import band_count, decode_band, decode_bands, measure_decoder
-from pathup.sampling.device import has_fast_bfloat16
+from pathup.sampling.device import reduced_precision
 from pathup.sampling.encoding import encode_canvas
 from pathup.sampling.footprint import tile_side
 from pathup.sampling.layouts import Layout
@@ -260,22 +260,18 @@ class TissueEncoder:
 
     def __init__(self, pipeline: PathUpPipeline, source: PixelSource, places: TissuePlaces) -> None:
         self._pipeline, self._source, self._places = pipeline, source, places
-        self._half = pipeline.vae.dtype == torch.float32 and has_fast_bfloat16(pipeline.compute_device)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._half)
 
     def statistics(self, label: str) -> NormStatistics:
         """The encoder's statistics where a class lies."""
         if self._places.is_plain:
-            with self._precision():
+            with reduced_precision(self._pipeline.vae):
                 return measure_encoder(self._pipeline, self._source, self._places.shape_HW)
         factor = self._pipeline.factor
         pieces = self._places.pieces(label)
         pixels = [self._source(*(factor * v for v in (t, x, b - t, r - x))) for t, x, b, r in pieces]
         image = _tiled(pixels)
         shape = (image.shape[1] // factor, image.shape[2] // factor)
-        with self._precision():
+        with reduced_precision(self._pipeline.vae):
             return measure_encoder(self._pipeline, lambda t, x, h, w: image[:, t : t + h, x : x + w], shape)
 
     def encode(self, take: Callable[[slice, slice, torch.Tensor], None], progress: Progress | None = None) -> None:
@@ -287,7 +283,7 @@ class TissueEncoder:
             blank = None if self._places.is_plain else self._places.elsewhere(label)
             sink: Any = _Sink(take, None if self._places.is_plain else self._places, place)
             statistics = self.statistics(label)
-            with self._precision():
+            with reduced_precision(self._pipeline.vae):
                 encode_canvas(
                     self._pipeline,
                     self._source,
