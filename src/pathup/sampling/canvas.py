@@ -36,9 +36,10 @@ class Canvas(Protocol):
 
 
 class FileCanvas:
-    """A canvas in a file of its own, mapped into memory only where and while it is read or written.
+    """A canvas in a file of its own, of which the process holds only what is read or written, while it is.
 
-    The process never holds it as a whole, whatever its size. The file is plain float32 in the machine's order.
+    The file is plain float32 in the machine's order. Whole rows are read and written as such; of other parts the file
+    is mapped into memory, which costs a page fault for every 4 KiB.
 
     Parameters
     ----------
@@ -71,11 +72,41 @@ class FileCanvas:
         return self._shape
 
     def __getitem__(self, at: tuple[slice, slice, slice]) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._mapped("r")[at]))
+        whole = self._whole_rows(at)
+        if whole is None:
+            return torch.from_numpy(np.array(self._mapped("r")[at]))
+        channels, rows = whole
+        values = np.empty((len(channels), len(rows), self._shape[2]), np.float32)
+        with storage.clear_disk_errors(self.path), self.path.open("rb") as handle:
+            for channel, plane in zip(channels, values, strict=True):
+                handle.seek(self._offset(channel, rows))
+                if handle.readinto(plane.view(np.uint8).data) != plane.nbytes:
+                    raise OSError("it has become shorter while it was read; begin anew with --overwrite")
+        return torch.from_numpy(values)
 
     def __setitem__(self, at: tuple[slice, slice, slice], values: torch.Tensor) -> None:
-        mapped = self._mapped("r+")
-        mapped[at] = values.numpy()
+        whole = self._whole_rows(at)
+        if whole is None:
+            self._mapped("r+")[at] = values.numpy()
+            return
+        channels, rows = whole
+        planes = np.ascontiguousarray(values.numpy())
+        if planes.shape != (len(channels), len(rows), self._shape[2]):
+            raise ValueError(f"values of shape {planes.shape} do not fill {len(channels)} channels of {len(rows)} rows")
+        with storage.clear_disk_errors(self.path), self.path.open("r+b") as handle:
+            for channel, plane in zip(channels, planes, strict=True):
+                handle.seek(self._offset(channel, rows))
+                handle.write(plane.view(np.uint8).data)
+
+    def _whole_rows(self, at: tuple[slice, slice, slice]) -> tuple[range, range] | None:
+        """Channels and rows, where all columns of neighbouring rows are asked for; None for another part."""
+        channels, rows, columns = (range(*part.indices(length)) for part, length in zip(at, self._shape, strict=True))
+        if columns != range(self._shape[2]) or rows.step != 1 or not rows or not channels:
+            return None
+        return channels, rows
+
+    def _offset(self, channel: int, rows: range) -> int:
+        return 4 * self._shape[2] * (channel * self._shape[1] + rows.start)
 
     def _mapped(self, mode: Literal["r", "r+"]) -> np.memmap:
         return np.memmap(self.path, np.float32, mode, shape=self._shape)
