@@ -146,8 +146,8 @@ _READING_SLIDES = """
 - *bare* is the same forwards of the U-Net, in the same batches, with nothing around them, and the decoder over as many
   pixels in plain tiles.
 - *whole / bare* is what is lost around the networks; encoding, and decoding the overview, count as lost.
-- *of full windows* is the ratio where as many positions in full windows of the best batch, with the sampler's attention,
-  stand for the forwards: what windows of other sizes at the rim lose counts as lost too.
+- *of full windows* is the ratio where as many positions in full windows of the best batch, with the sampler's own
+  attention, stand for the forwards: what windows of other sizes at the rim lose counts as lost too.
 - *processor s*, whole and bare, are the processor's time in all threads.
 - *forwards* of the U-Net are those of overview and canvas together.
 - *ms a bare forward* and *bare decoding* are what the bare cost is made of.

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from pathup.memory import ask_for_huge_pages
 
 FAULTS = """
 import resource, sys
@@ -31,3 +34,12 @@ def test_freed_memory_is_taken_again_without_page_faults():
         faults[how] = int(done.stdout)
     assert faults["kept"] < 100, faults  # ten blocks of 48 MB are 117,000 pages of 4 KiB
     assert faults["kept"] < faults["as it is"] / 10 or faults["as it is"] < 100, faults
+
+
+def test_a_chosen_page_size_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    ask_for_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    ask_for_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"

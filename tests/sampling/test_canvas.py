@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pathup.errors import PathUpError
 from pathup.sampling.canvas import NOISE_BLOCK, FileCanvas, canvas_noise, row_slices
 
 
@@ -51,3 +54,33 @@ def test_a_canvas_in_a_file_reads_what_was_written(tmp_path: Path) -> None:
     part = again[:, 0:5, :]
     part.zero_()  # a copy: the file stays as it is
     assert again[:, 0:5, :].equal(expected[:, :5])
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_part_of_a_canvas_in_a_file_is_that_of_the_tensor(data: st.DataObject) -> None:
+    shape = (3, 9, 7)
+    expected = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def part() -> tuple[slice, ...]:
+        return tuple(slice(*sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2)))) for n in shape[:2])
+
+    with tempfile.TemporaryDirectory() as folder:
+        canvas = FileCanvas(Path(folder) / "canvas", shape, create=True)
+        canvas[:, :, :] = expected
+        for columns in (slice(None), slice(2, 5)):  # whole rows are read and written in another way than parts of them
+            at = (*part(), columns)
+            assert canvas[at].equal(expected[at])
+            expected[at] = torch.full(expected[at].shape, 7.0)
+            canvas[at] = expected[at]
+            assert canvas[:, :, :].equal(expected)
+
+
+def test_values_that_do_not_fill_the_rows_are_refused_and_a_shortened_file_is_named(tmp_path: Path) -> None:
+    canvas = FileCanvas(tmp_path / "canvas", (2, 4, 3), create=True)
+    with pytest.raises(ValueError, match="do not fill 2 channels of 4 rows"):
+        canvas[:, :, :] = torch.zeros(2, 1, 3)
+    with (tmp_path / "canvas").open("r+b") as handle:
+        handle.truncate(50)
+    with pytest.raises(PathUpError, match=r"canvas.*shorter"):
+        canvas[:, :, :]
