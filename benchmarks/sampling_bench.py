@@ -39,14 +39,16 @@ class Count:
 
 @contextmanager
 def counted() -> Iterator[Count]:
-    """Counts what any U-Net is given meanwhile."""
+    """Counts what any U-Net gives back meanwhile: with guidance it may be given less (`pathup.model.guidance`)."""
     count, plain = Count(), UNet2DConditionModel.forward
 
     @functools.wraps(plain)
-    def forward(self: Any, sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-        count.forwards += sample.shape[0]
-        count.positions += sample.shape[0] * sample.shape[2] * sample.shape[3]
-        return plain(self, sample, *arguments, **named)
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = plain(self, *arguments, **named)
+        samples, _, height, width = result[0].shape
+        count.forwards += samples
+        count.positions += samples * height * width
+        return result
 
     UNet2DConditionModel.forward = forward
     try:
@@ -141,12 +143,17 @@ class Bench:
         """Positions in full windows' forwards: a window at the rim may be smaller or larger."""
         return positions / self.window**2
 
+    @property
+    def own_guidance(self) -> float:
+        """Of ``pathup generate``: the model's own where none is asked for."""
+        own = self.pipeline.sampling.guidance if self.asked.guidance is None else self.asked.guidance
+        return float(own)
+
     def own_overrides(self, kind: WindowKind) -> dict[str, Any]:
         """What ``pathup generate`` is told; None is the model's own."""
-        own = self.pipeline.sampling.guidance if self.asked.guidance is None else self.asked.guidance
         return {
             "windows": kind, "steps": self.asked.steps, "guidance": self.asked.guidance,
-            "window_batch": self.windows_at_once(own),
+            "window_batch": self.windows_at_once(self.own_guidance),
         }  # fmt: skip
 
     def timed(self, work: Callable[[], Any]) -> tuple[Spent, Any]:
@@ -169,6 +176,15 @@ class Bench:
         embeddings = self.pipeline.encode_prompts([self.prompt]).expand(batch, -1, -1)
         timestep = torch.tensor(500, device=self.device)
         return lambda: self.pipeline.unet(latents, timestep, embeddings, return_dict=False)
+
+    def guided(self, windows: int) -> Callable[[], Any]:
+        """Full windows as the sampler takes them through the U-Net, with its guidance."""
+        latents = torch.randn(windows, self.shape[0], self.window, self.window, device=self.device)
+        prompted, empty = (
+            self.pipeline.encode_prompts([text]).expand(windows, -1, -1) for text in (self.prompt, "")
+        )
+        timestep = torch.tensor(500, device=self.device)
+        return lambda: self.pipeline.predict(latents, timestep, prompted, empty, self.own_guidance)
 
     def decode(self, height: int, width: int) -> Callable[[], Any]:
         """A plain tile through the autoencoder's decoder, called as it is."""

@@ -164,7 +164,8 @@ def bare(bench: Bench, kind: WindowKind) -> Turn:
     """The forwards that the slide takes, with nothing around them, and plain decoding of its pixels.
 
     The overview's own pixels and the encoding are not in it. What as many positions cost in full windows of the best
-    batch, with the sampler's own attention, comes with it: the least that they could cost.
+    batch, as the sampler computes them (its attention, and in guidance what is shared), comes with it: the least that
+    they could cost.
     """
     size = (bench.asked.size, bench.asked.size)
     plan = plan_image(bench.pipeline, bench.label, size_px=size, **bench.own_overrides(kind))
@@ -179,7 +180,7 @@ def bare(bench: Bench, kind: WindowKind) -> Turn:
     ]  # fmt: skip
     worth = bench.worth(sum(count * height * width for count, height, width in shapes))
     forward = {shape: bench.forward(*shape) for shape in set(shapes)}
-    full = [bench.forward(bench.asked.batch)] * max(1, SAMPLED_FORWARDS // bench.asked.batch)
+    full = [bench.guided(at_once)] * max(1, SAMPLED_FORWARDS // (passes * at_once))
     tile, side = min(bench.asked.tile, plan.shape[1]), plan.shape[1]
     spans = [min(tile, side - at) for at in range(0, side, tile)]
     tiles = [(tall, wide) for tall in spans for wide in spans]
@@ -188,7 +189,7 @@ def bare(bench: Bench, kind: WindowKind) -> Turn:
     with counted() as count:
         forwards = bench.repeated([forward[shape] for shape in shapes], as_sampler=False)
     decode = bench.repeated([decoders[shape] for shape in tiles])
-    in_full = bench.repeated(full).wall / (len(full) * bench.asked.batch) * worth
+    in_full = bench.repeated(full).wall / (len(full) * passes * at_once) * worth
     return {
         "seconds": {"forwards": forwards.wall, "decode": decode.wall, "total": forwards.wall + decode.wall},
         "seconds_of_full_windows": in_full + decode.wall,

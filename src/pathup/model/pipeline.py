@@ -25,6 +25,7 @@ from pathup.model.components import (
     set_steps,
     token_ids,
 )
+from pathup.model.guidance import guided
 from pathup.recipes import Recipe, SamplingRecipe
 from pathup.tiles.taxonomy import filled_prompt
 
@@ -177,19 +178,15 @@ class PathUpPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """The U-Net's prediction with classifier-free guidance, (B, C, H, W).
 
-        ``empty + guidance * (prompted - empty)`` (Ho and Salimans 2022); one pass when `guidance` is 1, else
-        one pass over a doubled batch. Inputs are already scaled by ``scheduler.scale_model_input``, and are taken to
-        the U-Net's precision here.
+        By `pathup.model.guidance.guided`; of the prompt alone when `guidance` is 1. Inputs are already scaled by
+        ``scheduler.scale_model_input``, and are taken to the U-Net's precision here.
         """
         precision = next(self.unet.parameters()).dtype  # `unet.dtype` looks through all of them, at every call
         latents_BCHW, prompted_BLD, empty_BLD = (part.to(precision) for part in (latents_BCHW, prompted_BLD, empty_BLD))
         with fast_attention(self.unet, latents_BCHW.device):
             if guidance == 1:
                 return self.unet(latents_BCHW, timestep, prompted_BLD, return_dict=False)[0]
-            doubled = torch.cat([latents_BCHW, latents_BCHW])
-            prompts = torch.cat([empty_BLD, prompted_BLD])
-            empty, prompted = self.unet(doubled, timestep, prompts, return_dict=False)[0].chunk(2)
-        return empty + guidance * (prompted - empty)
+            return guided(self.unet, latents_BCHW, timestep, prompted_BLD, empty_BLD, guidance)
 
     # -- single tiles ---------------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from pathup.sampling.canvas import Canvas
 from pathup.sampling.encoding import encode_canvas
 from pathup.sampling.footprint import tile_side
-from pathup.sampling.measuring import POPULATION, Canvas, PixelSource, measure_decoder, measure_encoder, whole_batches
+from pathup.sampling.measuring import POPULATION, PixelSource, measure_decoder, measure_encoder, whole_batches
 from pathup.sampling.mid_attention import fixed_statistics
 from pathup.sampling.norms import NormStatistics
 from pathup.sampling.receptive import decoder_halo, encoder_halo, trimmed_decoder
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlankPixels",
-    "Canvas",
     "NormStatistics",
     "PixelSource",
     "band_count",

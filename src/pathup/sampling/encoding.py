@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from pathup.sampling.canvas import Canvas
 from pathup.sampling.footprint import tile_side
-from pathup.sampling.measuring import POPULATION, Canvas, PixelSource, measure_encoder, whole_batches
+from pathup.sampling.measuring import POPULATION, PixelSource, measure_encoder, whole_batches
 from pathup.sampling.mid_attention import fixed_statistics
 from pathup.sampling.norms import NormStatistics
 from pathup.sampling.receptive import encoder_halo, trimmed_encoder

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 
 from pathup import draws
+from pathup.sampling.canvas import Canvas
 from pathup.sampling.device import reduced_precision
 from pathup.sampling.footprint import bytes_a_position
 from pathup.sampling.mid_attention import KeyTile, measured_attention
@@ -28,7 +29,7 @@ from pathup.sampling.receptive import attention_halo, changed_block_inputs
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["POPULATION", "Canvas", "PixelSource", "measure_decoder", "measure_encoder", "whole_batches"]
+__all__ = ["POPULATION", "PixelSource", "measure_decoder", "measure_encoder", "whole_batches"]
 
 POPULATION = 16_384
 """A canvas of at most so many latent positions is taken whole.
@@ -72,18 +73,6 @@ PixelSource = Callable[[int, int, int, int], torch.Tensor]
 
 Area = tuple[int, int, int, int]
 """Top, left, height and width in latent positions."""
-
-
-class Canvas(Protocol):
-    """Latents (C, H, W): a tensor, or anything that gives float32 CPU tensors of parts and takes them."""
-
-    @property
-    def shape(self) -> Any:
-        """(C, H, W)."""
-
-    def __getitem__(self, at: Any, /) -> torch.Tensor: ...
-
-    def __setitem__(self, at: Any, value: Any, /) -> None: ...
 
 
 @torch.inference_mode()
