@@ -37,6 +37,36 @@ def test_it_survives_saving_and_loading(tmp_path, pipeline):
     assert not list((tmp_path / "model").rglob("*.bin"))  # safetensors only
 
 
+@pytest.fixture(scope="module")
+def scaled(recipe: Recipe) -> PathUpPipeline:
+    """A model that takes in the scale, with weights as if it had learnt something of it."""
+    model = recipe.model.model_copy(update={"scale_conditioning": True})
+    made = build_pipeline(recipe.model_copy(update={"model": model}))
+    torch.nn.init.normal_(made.scale_encoder.out.weight, generator=torch.Generator().manual_seed(0))
+    return made
+
+
+def test_a_model_that_takes_in_the_scale_draws_at_any_and_survives_saving(tmp_path, scaled):
+    scaled.save_pretrained(tmp_path / "model", safe_serialization=True)
+    again = load_pipeline(tmp_path / "model")
+    own = again.level("patch")["mpp"]
+    drawn = {mpp: again("A", "patch", seed=3, mpp=mpp, output_type="pt") for mpp in (None, own, 1.3 * own, 9.0)}
+    assert torch.equal(drawn[None], drawn[own])
+    # loaded, its convolutions take channels last, whose sums are rounded elsewhere
+    torch.testing.assert_close(drawn[9.0], scaled("A", "patch", seed=3, mpp=9.0, output_type="pt"), rtol=0, atol=1e-4)
+    for mpp in (1.3 * own, 9.0):
+        assert not torch.allclose(drawn[mpp], drawn[own], atol=1e-3)
+
+
+def test_a_scale_that_cannot_be_drawn_is_refused(pipeline, scaled):
+    assert pipeline.scale_of("patch", 0.5) == 0.5  # its own: nothing to be told
+    with pytest.raises(PathUpError, match=r"1 micrometres a pixel .* takes in no scale .* 'patch' at 0.5"):
+        pipeline("A", "patch", mpp=1.0)
+    for mpp in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(PathUpError, match="above 0"):
+            scaled.scale_of("patch", mpp)
+
+
 def test_an_image_depends_on_seed_label_level_and_index_alone(pipeline):
     alone = pipeline("B", "patch", 1, seed=7, first_index=2, output_type="latent")
     among = pipeline(["A", "B"], "patch", 3, seed=7, output_type="latent")

@@ -138,12 +138,22 @@ def test_a_folder_belongs_to_one_run(model: Path, tmp_path: Path) -> None:
         _run(model, out, guidance=3.0, resume=True, **tiles)
     with pytest.raises(PathUpError, match="for an output that is one file"):
         _run(model, out, overwrite=True, **tiles)
+
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
     with pytest.raises(PathUpError, match="not empty"):
         _run(model, foreign, **tiles)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_a_scale_is_for_single_tiles_of_a_model_that_takes_it_in(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(PathUpError, match=r"--mpp is for single tiles: --level was needed"):
+        _run(model, out, mpp=1.0)
+    with pytest.raises(PathUpError, match="takes in no scale"):
+        _run(model, out, level="patch", size=None, mpp=1.0)
+    assert not out.exists()
 
 
 def test_a_reference_image(model: Path, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **chan
         **QUIET,
     }
     settings |= {key: changes.pop(key) for key in list(changes) if key in settings}
-    return train_diffusion(tiles, output, "tiny", changes=changes, **settings)
+    recipe = str(changes.pop("recipe", "tiny"))
+    return train_diffusion(tiles, output, recipe, changes=changes, **settings)
 
 
 def command(verb: str, *arguments: object) -> list[str]:
@@ -150,7 +151,7 @@ def test_the_feature_entropy_loss_moves_the_memory_and_the_weights(tmp_path, tin
         diffusion(tiny_tiles, run, tiny_autoencoder, steps=2, **{"feature_entropy.beta": beta})
         ends[beta] = newest_checkpoint(run / "checkpoints")
     encoder = "down_blocks.0.resnets.0.conv1.weight"
-    assert not torch.equal(*(end.tensors("unet")[encoder] for end in ends.values()))
+    assert not torch.equal(*(end.tensors("model")[f"unet.{encoder}"] for end in ends.values()))
     begin = FeatureEntropyLoss(4, 32, temperature=0.07, momentum=0.99, seed=recipe.diffusion.seed).memory_KD
     assert not torch.equal(ends[1.0].tensors("feature_memory")["memory_KD"], begin)
     run = tmp_path / "one level"
@@ -266,6 +267,23 @@ def tiny_stable_diffusion(folder: Path, recipe, **vae: object) -> Path:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def test_a_stable_diffusion_folder_learns_the_scale_and_begins_as_it_was(tmp_path, tiny_tiles, recipe):
+    sd = tiny_stable_diffusion(tmp_path / "sd", recipe, block_out_channels=(16, 16, 16), latent_channels=4)
+    values = recipe.model_dump(mode="json")
+    values["model"]["scale_conditioning"] = True
+    (tmp_path / "scale.yaml").write_text(yaml.safe_dump(values))
+    losses, scales = {}, {}
+    for name, chosen in (("with", tmp_path / "scale.yaml"), ("without", "tiny")):
+        folder = diffusion(tiny_tiles, tmp_path / name, pretrained=str(sd), recipe=chosen, steps=3)
+        losses[name] = json.loads((tmp_path / name / "losses.jsonl").read_text().splitlines()[0])["L_r"]
+        scales[name] = PathUpPipeline.from_pretrained(folder).scale_encoder
+    assert losses["with"] == losses["without"]  # of the first step
+    assert scales["without"] is None
+    assert scales["with"].out.weight.abs().max() > 0
+    again = diffusion(tiny_tiles, tmp_path / "again", pretrained=str(tmp_path / "with/model"), steps=1)
+    assert PathUpPipeline.from_pretrained(again).scale_encoder is not None  # its U-Net was trained with it
 
 
 def test_windows_follow_an_autoencoder_of_another_factor(tmp_path, tiny_tiles, recipe):
@@ -424,7 +442,7 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_t
     assert b is not None
     memory = [checkpoint.tensors("feature_memory")["memory_KD"] for checkpoint in (a, b)]
     assert torch.allclose(*memory, atol=1e-5)  # sums in another order, four times
-    weights = [checkpoint.tensors("unet")["conv_in.weight"] for checkpoint in (a, b)]
+    weights = [checkpoint.tensors("model")["unet.conv_in.weight"] for checkpoint in (a, b)]
     assert torch.allclose(*weights, atol=1e-4)  # Adam turns rounding of near-0 gradients into steps of that size
     losses = [[json.loads(line) for line in (tmp_path / run / "losses.jsonl").open()] for run in ("one", "two")]
     assert len(losses[0]) == len(losses[1]) == 4

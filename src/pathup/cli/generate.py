@@ -55,6 +55,13 @@ def generate(
     level: Annotated[
         str | None, typer.Option(help="Draw single tiles of this level (patch or overview) instead of large images.")
     ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            help="Micrometres a pixel of single tiles, for a model that takes in scales (between and beyond its levels "
+            "too). [default: the level's]"
+        ),
+    ] = None,
     window_batch: Annotated[
         int | None,
         typer.Option(help="Windows, or tiles, at once: it changes memory and speed only. [default: the model's]"),
@@ -125,6 +132,7 @@ def generate(
         scheduler=scheduler,
         reference=reference,
         level=level,
+        mpp=mpp,
         layout=layout,
         layout_unit=layout_unit,
         windows=windows,

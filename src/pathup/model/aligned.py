@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from pathup.model.feature_entropy import pooled
+from pathup.model.scale import ScaleEncoder
 
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
@@ -22,11 +23,13 @@ class UNetWithFeatures(nn.Module):
     ----------
     unet
         Any `UNet2DConditionModel`; it is held, not copied.
+    scale_encoder
+        What tells the prompts their scales, where the model takes them in; trained with the U-Net.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, scale_encoder: ScaleEncoder | None = None) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.scale_encoder = unet, scale_encoder
 
     def forward(
         self,
@@ -34,12 +37,17 @@ class UNetWithFeatures(nn.Module):
         timestep_B: torch.Tensor,
         prompts_BLD: torch.Tensor,
         empty_BLD: torch.Tensor | None,
+        mpp_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prediction (B, C, H, W) and z (B, D), of length 1.
 
         With `empty_BLD` given, z is taken from a second pass, up to the middle block, on that prompt: then only the
-        image can tell classes apart. Without it z has attended to `prompts_BLD`, as in the paper.
+        image can tell classes apart. Without it z has attended to `prompts_BLD`, as in the paper. `mpp_B`, the
+        tiles' scales, are for a scale encoder.
         """
+        if self.scale_encoder is not None and mpp_B is not None:
+            prompts_BLD = self.scale_encoder.told(prompts_BLD, mpp_B)
+            empty_BLD = None if empty_BLD is None else self.scale_encoder.told(empty_BLD, mpp_B)
         caught: list[torch.Tensor] = []
 
         def catch(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pathup.draws import seed_of
 from pathup.errors import PathUpError, unknown
+from pathup.model.scale import ScaleEncoder
 from pathup.model.tokens import build_tokenizer
 from pathup.recipes import AutoencoderRecipe, Recipe
 from pathup.tiles.taxonomy import all_prompts
@@ -49,13 +50,14 @@ noise schedule, and can begin in the middle of it, as a canvas does."""
 
 @dataclass
 class Components:
-    """What a Stable Diffusion folder holds, in its own names."""
+    """What a Stable Diffusion folder holds, in its own names, and what takes in the scale, where something does."""
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     scheduler: SchedulerMixin
+    scale_encoder: ScaleEncoder | None = None
 
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
@@ -179,6 +181,14 @@ def build_unet(recipe: Recipe, latent_channels: int, prompt_width: int) -> UNet2
         )
 
 
+def with_scale(components: Components, recipe: Recipe) -> Components:
+    """The components, with a new scale encoder where the recipe wants one and they have none."""
+    if components.scale_encoder is not None or not recipe.model.scale_conditioning:
+        return components
+    with _Seeded(recipe.diffusion.seed, "scale encoder"):
+        return replace(components, scale_encoder=ScaleEncoder(int(components.text_encoder.config.hidden_size)))
+
+
 def build_scheduler(recipe: Recipe) -> DDIMScheduler:
     """The training noise schedule as a DDIM scheduler (the paper's)."""
     noise = recipe.model.noise
@@ -279,7 +289,7 @@ def build_components(recipe: Recipe, *, autoencoder: AutoencoderKL | None = None
     vae = autoencoder if autoencoder is not None else build_autoencoder(recipe.autoencoder)
     text_encoder, tokenizer = build_text_encoder(recipe)
     unet = build_unet(recipe, vae.config.latent_channels, text_encoder.config.hidden_size)
-    return Components(vae, text_encoder, tokenizer, unet, build_scheduler(recipe))
+    return with_scale(Components(vae, text_encoder, tokenizer, unet, build_scheduler(recipe)), recipe)
 
 
 def load_autoencoder(source: str | Path) -> AutoencoderKL:
@@ -335,7 +345,8 @@ def load_pretrained(source: str | Path) -> Components:
             f"{source}: the U-Net attends to prompts {unet.config.cross_attention_dim} wide and the text encoder makes "
             f"{text_encoder.config.hidden_size}; Stable Diffusion 1.x or 2.x is needed"
         )
-    return Components(vae, text_encoder, tokenizer, unet, make_scheduler("ddim", scheduler.config))
+    scale = part(ScaleEncoder.from_pretrained, "scale_encoder") if (Path(source) / "scale_encoder").is_dir() else None
+    return Components(vae, text_encoder, tokenizer, unet, make_scheduler("ddim", scheduler.config), scale)
 
 
 def load_part(loader: Callable[..., Any], what: str, source: str | Path, **settings: Any) -> Any:

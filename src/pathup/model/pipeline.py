@@ -26,6 +26,7 @@ from pathup.model.components import (
     token_ids,
 )
 from pathup.model.guidance import guided
+from pathup.model.scale import ScaleEncoder
 from pathup.recipes import Recipe, SamplingRecipe
 from pathup.tiles.taxonomy import filled_prompt
 
@@ -43,6 +44,8 @@ class PathUpPipeline(DiffusionPipeline):
     ----------
     vae, text_encoder, tokenizer, unet, scheduler
         The components, as in a Stable Diffusion pipeline.
+    scale_encoder
+        Of a model that takes in the physical scale as a number.
     classes
         The taxonomy: ``{"label", "name"}`` each.
     levels
@@ -56,12 +59,14 @@ class PathUpPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["scale_encoder"]  # noqa: RUF012  diffusers' own name and form
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     scheduler: SchedulerMixin
+    scale_encoder: ScaleEncoder | None
     config: Any
 
     def __init__(
@@ -71,6 +76,7 @@ class PathUpPipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
+        scale_encoder: ScaleEncoder | None = None,
         classes: list[dict[str, str]] | None = None,
         levels: list[dict[str, Any]] | None = None,
         prompt_template: str = "{name}, {word}",
@@ -78,7 +84,10 @@ class PathUpPipeline(DiffusionPipeline):
         sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            scale_encoder=scale_encoder,
+        )  # fmt: skip
         self.register_to_config(
             classes=classes or [],
             levels=levels or [],
@@ -146,10 +155,41 @@ class PathUpPipeline(DiffusionPipeline):
     # -- parts of sampling ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings of prompts, (B, L, D) on the pipeline's device; the empty text is the unconditional prompt."""
+    def encode_prompts(self, texts: Sequence[str], mpp: float | None = None) -> torch.Tensor:
+        """Embeddings of prompts, (B, L, D) on the pipeline's device; the empty text is the unconditional prompt.
+
+        Parameters
+        ----------
+        texts
+            The prompts.
+        mpp
+            Micrometres a pixel of what is to be drawn, which a model with a `scale_encoder` is told.
+        """
         ids = torch.tensor(token_ids(self.tokenizer, self.text_encoder, texts))
-        return self.text_encoder(ids.to(self.compute_device))[0]
+        embeddings: torch.Tensor = self.text_encoder(ids.to(self.compute_device))[0]
+        if self.scale_encoder is None or mpp is None:
+            return embeddings
+        return self.scale_encoder.told(embeddings, [mpp] * len(texts))
+
+    def scale_of(self, level: str, mpp: float | None = None) -> float:
+        """The scale to draw a level at, micrometres a pixel: its own, unless another is asked for.
+
+        Raises
+        ------
+        PathUpError
+            No such level; the scale is not above 0, or another than the level's and the model takes none in.
+        """
+        own = float(self.level(level)["mpp"])
+        if mpp is None or mpp == own:
+            return own
+        if not 0 < mpp < float("inf"):
+            raise PathUpError(f"a scale of {mpp:g} micrometres a pixel was asked for, but one above 0 was needed")
+        if self.scale_encoder is None:
+            raise PathUpError(
+                f"{mpp:g} micrometres a pixel were asked for, but this model takes in no scale and draws level "
+                f"'{level}' at {own:g}; train with model.scale_conditioning for others"
+            )
+        return mpp
 
     @torch.no_grad()
     def encode_pixels(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
@@ -202,6 +242,7 @@ class PathUpPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         scheduler: str | None = None,
+        mpp: float | None = None,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
@@ -219,6 +260,8 @@ class PathUpPipeline(DiffusionPipeline):
             is drawn from `generator` or, without that, from torch's running generator.
         num_inference_steps, guidance_scale, scheduler
             Unset: the model's own `sampling` values.
+        mpp
+            Micrometres a pixel, for a model that takes in scales; unset: the level's own.
         output_type
             ``'pil'``; ``'np'`` (N, H, W, 3) in [0, 1]; ``'pt'`` (N, 3, H, W) in [0, 1]; ``'latent'``.
         callback_on_step_end
@@ -227,7 +270,7 @@ class PathUpPipeline(DiffusionPipeline):
         Raises
         ------
         PathUpError
-            Unknown label, level or scheduler.
+            Unknown label, level or scheduler; a scale that the model cannot be told.
         """
         if output_type not in OUTPUT_TYPES:
             raise unknown("output_type", output_type, OUTPUT_TYPES)
@@ -237,8 +280,10 @@ class PathUpPipeline(DiffusionPipeline):
         if seed is None:
             device = generator.device if generator is not None else None
             seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
-        prompted = self.encode_prompts([self.prompt(name, level) for name in labels]).repeat_interleave(num_images, 0)
-        empty = self.encode_prompts([""]).expand_as(prompted)
+        scale = self.scale_of(level, mpp)
+        texts = [self.prompt(name, level) for name in labels]
+        prompted = self.encode_prompts(texts, scale).repeat_interleave(num_images, 0)
+        empty = self.encode_prompts([""], scale).expand_as(prompted)
         side = int(self.config.tile_px) // self.factor
         shape = (self.latent_channels, side, side)
         noise = [draws.normal(shape, seed, name, level, first_index + i) for name in labels for i in range(num_images)]
@@ -274,6 +319,7 @@ def assemble(components: Components, recipe: Recipe) -> PathUpPipeline:
         tokenizer=components.tokenizer,
         unet=components.unet,
         scheduler=components.scheduler,
+        scale_encoder=components.scale_encoder,
         classes=[spec.model_dump() for spec in recipe.classes],
         levels=[
             {"name": level.name, "word": level.word, "mpp": recipe.tiles.level_mpp(level), "field_px": level.field_px}
@@ -313,8 +359,9 @@ def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> 
         )
     check_tokenizer(pipeline.tokenizer, pipeline.text_encoder, pipeline.all_prompts(), path)
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        part.eval().requires_grad_(False)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.scale_encoder):
+        if part is not None:
+            part.eval().requires_grad_(False)
     pipeline.text_encoder.float()  # transformers keeps the precision of the file, diffusers does not
     if torch.device(device).type == "cpu":  # oneDNN's convolutions take an eighth less time
         for part in (pipeline.vae, pipeline.unet):

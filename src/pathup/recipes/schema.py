@@ -237,6 +237,9 @@ class ModelRecipe(Section):
     text_encoder: TextEncoderRecipe = Field(TextEncoderRecipe(), description="used without --pretrained")
     unet: UNetRecipe = Field(description="used without --pretrained")
     noise: NoiseRecipe = Field(NoiseRecipe(), description="used without --pretrained")
+    scale_conditioning: bool = Field(
+        False, description="tell the U-Net each tile's micrometres a pixel as a number too, beside the level's word"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelRecipe:

@@ -59,7 +59,7 @@ class Conditions:
         self._origin = np.asarray(2 * origin, np.float64)
         self._seen: dict[Windows, int] = {}
         texts = [pipeline.prompt(label, level) for label in layout.labels]
-        embeddings = pipeline.encode_prompts([*texts, ""]).to(pipeline.compute_device)
+        embeddings = pipeline.encode_prompts([*texts, ""], pipeline.scale_of(level)).to(pipeline.compute_device)
         self._prompted_KLD, self._empty_1LD = embeddings[:-1], embeddings[-1:]
 
     def embeddings(self, windows: Sequence[tuple[slice, slice]]) -> tuple[torch.Tensor, torch.Tensor]:

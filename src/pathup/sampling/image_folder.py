@@ -22,6 +22,7 @@ def claim(run: Run, *, level: str | None, kind: Format) -> None:
         "model_sha256": run.model_sha256,
         "labels": run.labels,
         "level": level,
+        "mpp": request.mpp,
         "size_px": list(run.size_px),
         "seed": request.seed,
         "format": kind,

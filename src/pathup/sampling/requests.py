@@ -28,8 +28,8 @@ class GenerateRequest:
     """The verb's arguments; ``None`` means the model's own value.
 
     `count` is a class's; `size` is ``'WxH'`` or one number; `level` asks for single tiles of that level
-    instead of large images; `format` is that of large images in a folder. With a `layout`, `label` is the class of
-    what it leaves out, or ``glass``.
+    instead of large images, and `mpp` for a scale of theirs that is not the level's own; `format` is that of large
+    images in a folder. With a `layout`, `label` is the class of what it leaves out, or ``glass``.
     """
 
     model: Path
@@ -46,6 +46,7 @@ class GenerateRequest:
     layout: Path | None = None
     layout_unit: str = "px"
     level: str | None = None
+    mpp: float | None = None
     windows: str | None = None
     window_weight: str | None = None
     overlap: int | None = None
@@ -67,6 +68,10 @@ class GenerateRequest:
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
                     raise PathUpError(f"--{option} is for large images, not for the single tiles that --level asks for")
+        elif self.mpp is not None:
+            raise PathUpError(
+                "--mpp is for single tiles: --level was needed too; a large image has the scale of the patch level"
+            )
         if self.layout_unit not in ("px", "um"):
             raise PathUpError(f"layout unit '{self.layout_unit}' was asked for, but px or um (micrometres) was needed")
         if self.layout is not None and self.label == ALL:

@@ -143,6 +143,7 @@ def _prepared(request: GenerateRequest) -> tuple[Run, Format | None]:
     layout = None
     if request.level is not None:
         pipeline.prompt(labels[0], request.level)
+        pipeline.scale_of(request.level, request.mpp)
         size_px = (int(pipeline.config.tile_px),) * 2
     else:
         levels = sampling_levels(pipeline)

@@ -17,7 +17,7 @@ __all__ = ["make_tiles"]
 
 def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress | None) -> None:
     """Single tiles in batches; each is a function of its own index, so a batch may be drawn again in part."""
-    mpp = float(run.pipeline.level(level)["mpp"])
+    mpp = run.pipeline.scale_of(level, run.request.mpp)
     report.mpp = mpp
     claim(run, level=level, kind="png")
     rows = []
@@ -62,6 +62,7 @@ def _draw_tiles(run: Run, label: str, level: str, batch: range, report: Generate
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         scheduler=settings.scheduler,
+        mpp=run.request.mpp,
         output_type="np",
     )
     return np.asarray(images)
@@ -80,6 +81,7 @@ def _tile_provenance(run: Run, label: str, level: str, index: int) -> dict[str, 
         "label": label,
         "level": level,
         "prompt": run.pipeline.prompt(label, level),
+        "mpp": run.pipeline.scale_of(level, run.request.mpp),
         "seed": run.request.seed,
         "index": index,
         "sampling": sampling,

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     timestep_B: torch.Tensor
     prompt_B: torch.Tensor
     dropped_B: torch.Tensor
+    mpp_B: torch.Tensor
 
 
 class Batches(Dataset[Batch]):
@@ -40,6 +41,7 @@ class Batches(Dataset[Batch]):
         self._rank, self._world = rank, world
         groups = [(record.label, record.level) for record in cache.tiles.records]
         self._prompt = [prompts.index(group) for group in groups]
+        self._mpp = [record.mpp for record in cache.tiles.records]
         self._order = TileOrder(groups, seed=spec.seed, balanced=spec.balance_levels)
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ class Batches(Dataset[Batch]):
         dropped = torch.rand(1, generator=generator)[0] < self._spec.prompt_dropout
         latents = self._cache[tile, slot]
         noise = torch.randn(latents.shape, generator=generator)
-        return latents, noise, timestep, torch.tensor(self._prompt[tile]), dropped
+        return latents, noise, timestep, torch.tensor(self._prompt[tile]), dropped, torch.tensor(self._mpp[tile])
 
 
 def loss_weights(scheduler: SchedulerMixin, timestep_B: torch.Tensor, gamma: float | None) -> torch.Tensor:

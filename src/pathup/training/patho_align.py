@@ -8,6 +8,7 @@ resumed run is the unbroken one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
@@ -79,7 +79,8 @@ class PathoAlignTrainer:
         unet = self.parts.unet.to(device).float().train()
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        self.average = {name: value.detach().clone() for name, value in unet.state_dict().items()}
+        model = UNetWithFeatures(unet, self.parts.scale_encoder).to(device).train()
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self.cache = LatentCache(
             cache,
             tiles,
@@ -98,16 +99,16 @@ class PathoAlignTrainer:
             seed=spec.seed,
         ).to(device)
         self.optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+            model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
         )
-        self.model, self.optimizer = self.accelerator.prepare(UNetWithFeatures(unet), self.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.pipeline = assemble(self.parts, recipe)
         self.step = 0
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        """The U-Net that is being trained, out of any wrapper."""
-        return self.accelerator.unwrap_model(self.model).unet
+    def trained(self) -> UNetWithFeatures:
+        """What is being trained, out of any wrapper."""
+        return self.accelerator.unwrap_model(self.model)
 
     # -- the run --------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class PathoAlignTrainer:
             wandb_project=self._wandb,
             active=main,
         )
-        with fast_attention(self.unet, self.accelerator.device), curves as journal:
+        with fast_attention(self.trained.unet, self.accelerator.device), curves as journal:
             stream = self._stream(workers)
             while self.step < spec.steps:
                 values = self._train_step(stream)
@@ -257,7 +258,7 @@ class PathoAlignTrainer:
         prompts = torch.where(dropped, self._empty_1LD, self._prompts_KLD[batch.prompt_B])
         unprompted = self._with_entropy and self.spec.feature_entropy.source == "unprompted"
         empty = self._empty_1LD.expand_as(prompts) if unprompted else None
-        prediction, z = self.model(noisy, batch.timestep_B, prompts, empty)
+        prediction, z = self.model(noisy, batch.timestep_B, prompts, empty, batch.mpp_B)
         error = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
         l_r = (loss_weights(scheduler, batch.timestep_B, self.spec.min_snr_gamma) * error).mean()
         counted = self._counted(batch)
@@ -269,7 +270,7 @@ class PathoAlignTrainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         weight = 1 - ema_decay(self.step, self.spec.ema_decay)
-        current = self.unet.state_dict()
+        current = self.trained.state_dict()
         torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
 
     # -- keeping --------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ class PathoAlignTrainer:
             self.folder / "checkpoints",
             self.step,
             {
-                "unet": self.unet.state_dict(),
+                "model": self.trained.state_dict(),
                 "average": self.average,
                 "feature_memory": self.entropy.state_dict(),
                 "optimizer": optimizer_tensors(self.optimizer),
@@ -293,7 +294,7 @@ class PathoAlignTrainer:
         if checkpoint is None:
             return
         self.step = checkpoint.step
-        self.unet.load_state_dict(checkpoint.tensors("unet"))
+        self.trained.load_state_dict(checkpoint.tensors("model"))
         device = self.accelerator.device
         self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
@@ -302,10 +303,10 @@ class PathoAlignTrainer:
             self._scaler.load_state_dict(checkpoint.values()["scaler"])
 
     def averaged_pipeline(self) -> PathUpPipeline:
-        """A pipeline with the averaged U-Net."""
-        unet: Any = UNet2DConditionModel.from_config(self.unet.config)
-        unet.load_state_dict(self.average)
-        return assemble(replace(self.parts, unet=unet.to(self.accelerator.device).eval()), self.recipe)
+        """A pipeline with the averaged weights."""
+        twin = copy.deepcopy(self.trained)
+        twin.load_state_dict(self.average)
+        return assemble(replace(self.parts, unet=twin.eval().unet, scale_encoder=twin.scale_encoder), self.recipe)
 
     def export(self, target: Path) -> None:
         """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""

@@ -21,6 +21,7 @@ from pathup.model.components import (
     load_pretrained,
     make_scheduler,
     set_steps,
+    with_scale,
 )
 from pathup.recipes import Recipe, load_recipe, recipe_from_dict
 from pathup.storage import claim_folder
@@ -171,6 +172,7 @@ def train_diffusion(
         parts = load_pretrained(pretrained)
         if autoencoder is not None:
             parts.vae = load_autoencoder(autoencoder)
+        parts = with_scale(parts, recipe)
     else:
         parts = build_components(recipe, autoencoder=load_autoencoder(str(autoencoder)))
     _check_parts(parts, pretrained or str(autoencoder))
