@@ -2,7 +2,8 @@
 
     python benchmarks/fidelity.py TILES --output DIR --sets old=models/atlas new=RUN/model new_g1=RUN/model,guidance=1
 
-A set is NAME=MODEL, then any values of sampling (guidance, steps, scheduler), all of one seed. A row holds, level and network, the kernel distance x 1000 to the test split, precision, recall and coverage, and how often
+A set is NAME=MODEL, then any values of sampling (guidance, steps, scheduler), all of one seed. A row holds, for a
+level and a network, the kernel distance x 1000 to the test split, precision, recall and coverage, and how often
 a classifier of real grey tiles names the class. The floor is as many real training tiles, of the same classes.
 ``--reconstructions NAME=MODEL`` are of test tiles, and stand beside these themselves. Tiles and features that are there
 already are kept. Writes ``fidelity.json`` and ``fidelity.md`` into DIR.
