@@ -118,14 +118,14 @@ class _Oracle:
     def __init__(self, pipeline: PathUpPipeline, value: float) -> None:
         self.unet = SimpleNamespace(dtype=torch.float32)
         self.latent_channels = 4
-        self.prompt = pipeline.prompt
+        self.prompt, self.scale_of = pipeline.prompt, pipeline.scale_of
         self.compute_device = torch.device("cpu")
         self._alphas = pipeline.scheduler.alphas_cumprod
         self._value = value
         self.seen = 0
         self.largest = 0
 
-    def encode_prompts(self, texts: list[str]) -> torch.Tensor:
+    def encode_prompts(self, texts: list[str], mpp: float) -> torch.Tensor:
         return torch.zeros(len(texts), 2, 2)
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor, prompted: Any, empty: Any, guidance: float) -> Any:

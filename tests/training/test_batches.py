@@ -27,7 +27,7 @@ def test_the_target_gives_back_the_clean_latent(kind):
     draw = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(2, 4, 8, 8, generator=draw) for _ in range(2))
     steps = torch.tensor([100, 800])
-    batch = Batch(latents, noise, steps, torch.zeros(2), torch.zeros(2, dtype=torch.bool))
+    batch = Batch(latents, noise, steps, torch.zeros(2), torch.zeros(2, dtype=torch.bool), torch.ones(2))
     noisy, target = scheduler.add_noise(latents, noise, steps), training_target(scheduler, batch)
     alpha_bar = scheduler.alphas_cumprod[steps][:, None, None, None]
     a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()

@@ -118,8 +118,8 @@ def test_a_run_killed_many_times_ends_bit_for_bit_like_an_unbroken_one(tmp_path,
         assert same_tensors(whole.folder, killed.folder) == [
             "average.safetensors",
             "feature_memory.safetensors",
+            "model.safetensors",
             "optimizer.safetensors",
-            "unet.safetensors",
         ]
         # losses, learning rates and gradient norms of every step are those of the unbroken run
         assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / broken / "losses.jsonl").read_text()
@@ -323,12 +323,12 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_none_valid_stops(tmp_path, t
     run = tmp_path / "run"
     diffusion(tiny_tiles, run, tiny_autoencoder)
     newest, older = sorted((run / "checkpoints").glob("step-*"), reverse=True)
-    whole = {name: value.clone() for name, value in load_file(newest / "unet.safetensors").items()}  # mapped
-    data = (newest / "unet.safetensors").read_bytes()
-    (newest / "unet.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.warns(UserWarning, match=r"step-00000006 is skipped: unet.safetensors is damaged"):
+    whole = {name: value.clone() for name, value in load_file(newest / "model.safetensors").items()}  # mapped
+    data = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.warns(UserWarning, match=r"step-00000006 is skipped: model.safetensors is damaged"):
         diffusion(tiny_tiles, run, tiny_autoencoder, resume=True)
-    again = load_file(newest / "unet.safetensors")
+    again = load_file(newest / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     for folder in (newest, older):
         (folder / "manifest.json").unlink(missing_ok=True)
