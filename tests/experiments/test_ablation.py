@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pathup.errors import PathUpError
+from pathup.experiments import ablation as module
+from pathup.experiments.ablation import AblationRequest, ablation, jobs_of, memory_spread
+from pathup.experiments.arms import ARMS, EXPERIMENTS
+
+
+def asked(tiles: Path, output: Path, autoencoder: Path, **values: object) -> AblationRequest:
+    told = {"name": "table2", "recipe": "tiny", "seeds": 2, "steps": 4, "count": 10, "device": "cpu", **values}
+    return AblationRequest(tiles=tiles, output=output, autoencoder=str(autoencoder), **told)
+
+
+@pytest.fixture(scope="module")
+def done(some_tiles, tiny_autoencoder, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("ablation") / "out"
+    ablation(asked(some_tiles, output, tiny_autoencoder))
+    return output
+
+
+def test_every_arm_and_seed_is_in_the_table(done):
+    content = json.loads((done / "table2.json").read_text())
+    arms = EXPERIMENTS["table2"].arms
+    found = {(row["arm"], row["seed"], row["level"]) for row in content["rows"]}
+    assert found == {(arm, seed, level) for arm in arms for seed in (0, 1) for level in ("overview", "patch")}
+    assert {row["level"] for row in content["floor"]} == {"overview", "patch"}
+    page = (done / "table2.md").read_text()
+    for arm in arms:
+        assert page.count(f"| {ARMS[arm].title} |") >= 2
+    assert "0.592 ± 0.026" in page  # the paper's
+    assert (done / "table2.png").stat().st_size > 10_000
+
+
+def test_arms_differ_by_what_they_say_and_share_the_budget(done):
+    def recipe_of(run: str) -> dict:
+        import yaml
+
+        return yaml.safe_load((done / "runs" / run / "recipe.yaml").read_text())["diffusion"]
+
+    assert recipe_of("none_0_patch")["patho_align"] is False
+    assert recipe_of("none_0_patch")["steps"] == recipe_of("none_0_overview")["steps"] == 2  # of 4: one model a level
+    assert recipe_of("patho_align_1")["steps"] == 4
+    assert recipe_of("patho_align_1")["feature_entropy"]["enabled"] is False
+    assert recipe_of("beta_0.1_1")["feature_entropy"]["source"] == "prompted"
+    assert recipe_of("unprompted_0.1_1")["feature_entropy"]["source"] == "unprompted"
+    assert recipe_of("beta_0.1_1")["seed"] == 1
+    told = json.loads((done / "figures/beta_0.1_0.json").read_text())
+    assert {"L_r", "L_e"} == set(told["losses"]["None"])
+    assert 0 < told["memory_spread"]["None"] < 2
+    assert not (done / "runs/beta_0.1_0/checkpoints").exists()
+
+
+def test_what_is_there_is_not_done_again_and_the_rest_is(done, some_tiles, tiny_autoencoder, tmp_path, monkeypatch):
+    output = tmp_path / "copy"
+    shutil.copytree(done, output)
+    before = json.loads((output / "table2.json").read_text())["rows"]
+    (output / "figures/patho_align_1.json").unlink()
+    shutil.rmtree(output / "runs/patho_align_1")
+    shutil.rmtree(output / "tiles/patho_align_1")
+    trained, real = [], module.train_diffusion
+    monkeypatch.setattr(module, "train_diffusion", lambda *a, **k: trained.append(a[1].name) or real(*a, **k))
+    with pytest.raises(PathUpError, match="add --resume"):
+        ablation(asked(some_tiles, output, tiny_autoencoder))
+    again = ablation(asked(some_tiles, output, tiny_autoencoder, resume=True))
+    assert trained == ["patho_align_1"]
+    assert again["rows"] == before  # the same seeds give the same models, tiles and figures
+
+
+def test_processes_share_the_jobs(done, some_tiles, tiny_autoencoder, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(done, output)
+    for path in (output / "figures").glob("*_1.json"):
+        path.unlink()
+    first = ablation(asked(some_tiles, output, tiny_autoencoder, share="0/2", resume=True))
+    jobs = [job.name for job in jobs_of(EXPERIMENTS["table2"], 2)]
+    assert first["waiting"] == [name for name in jobs[1::2] if name.endswith("_1")]
+    second = ablation(asked(some_tiles, output, tiny_autoencoder, share="1/2", resume=True))
+    assert "rows" in second
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"share": "2/2"}, "I from 0 to N - 1"),
+        ({"share": "half"}, "I from 0 to N - 1"),
+        ({"seeds": 1}, "at least 2"),
+        ({"name": "table9"}, "table2"),
+    ],
+)
+def test_a_senseless_request_is_one_sentence(tmp_path, values, said):
+    with pytest.raises(PathUpError, match=said):
+        asked(tmp_path, tmp_path / "out", tmp_path, **values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_spread_of_a_memory(tmp_path):
+    for rows, spread in ((torch.eye(4), 1.0), (torch.ones(4, 3), 0.0), (torch.eye(2)[[0, 0, 1, 1]], 2 / 3)):
+        save_file({"memory_KD": rows}, tmp_path / "feature_memory.safetensors")
+        assert memory_spread(tmp_path) == pytest.approx(spread)
