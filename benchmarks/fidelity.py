@@ -20,29 +20,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pathup import PathUpError, draws, storage
-from pathup.evaluation.consistency import capped, trained_classifier
-from pathup.evaluation.encoders import Encoder, load_features
-from pathup.evaluation.features import kept_features
-from pathup.evaluation.kernel import kernel_distance
-from pathup.evaluation.neighbours import manifold
+from pathup import PathUpError, storage
+from pathup.evaluation.encoders import load_features
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
+from pathup.experiments.yardstick import Yardstick, balanced
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.sampling.device import choose_device
+from pathup.sampling.runs import GenerateRequest, generate
 from pathup.slides.images import read_image
 
-TRAINING = 400
-"""Real training tiles a class for the classifier of grey tiles."""
-
 BATCH = 48
-
-
-def balanced(tiles: TileSet, count: int, purpose: str) -> TileSet:
-    """As many tiles of each class and level: `count`, or all that the rarest has."""
-    cells = tiles.cells()
-    least = min(count, *map(len, cells.values()))
-    order = {cell: draws.numpy_generator(0, purpose, *map(str, cell)) for cell in cells}
-    return tiles.at(np.concatenate([np.sort(order[cell].permutation(own)[:least]) for cell, own in cells.items()]))
 
 
 def wanted(text: str) -> tuple[str, Path, dict[str, Any]]:
@@ -54,24 +41,14 @@ def wanted(text: str) -> tuple[str, Path, dict[str, Any]]:
     return name, Path(model), {key: kinds[key](value) for key, value in named.items()}
 
 
-def drawn(pipeline: PathUpPipeline, values: dict[str, Any], folder: Path, count: int) -> TileSet:
-    """Tiles of every class and level, `count` each."""
-    names = {"guidance": "guidance_scale", "steps": "num_inference_steps"}
-    told = {names.get(key, key): value for key, value in values.items()}
-    rows: list[tuple[Path, str, str]] = []
-    for level in pipeline.level_names:
-        for label in pipeline.labels:
-            for first in range(0, count, BATCH):
-                span = range(first, min(first + BATCH, count))
-                paths = [folder / level / label / f"{index:05d}.png" for index in span]
-                rows += [(path, label, level) for path in paths]
-                if all(path.is_file() for path in paths):
-                    continue
-                paths[0].parent.mkdir(parents=True, exist_ok=True)
-                images: Any = pipeline(label, level, len(span), seed=0, first_index=first, **told)
-                for path, image in zip(paths, images, strict=True):
-                    image.save(path, compress_level=1)
-    return tile_set(folder.name, rows, int(pipeline.config.tile_px))
+def drawn(model: Path, values: dict[str, Any], folder: Path, levels: list[str], asked: argparse.Namespace) -> TileSet:
+    """Tiles of every class and level, as many as asked for of each."""
+    for level in levels:
+        generate(GenerateRequest(
+            model=model, out=folder / level, label="all", level=level, count=asked.count, device=asked.device,
+            resume=True, **values,
+        ))  # fmt: skip
+    return load_tile_set(folder, folder.name)
 
 
 @torch.no_grad()
@@ -125,69 +102,43 @@ def main() -> int:
 
 
 def measure(asked: argparse.Namespace) -> None:
-    split = load_tile_set(asked.tiles, asked.split, split=asked.split)
-    train = load_tile_set(asked.tiles, "train", split="train")
     device = choose_device(asked.device)
-    sets: dict[str, TileSet] = {"floor": balanced(train, asked.count, "floor")}
+    encoders = [load_features(name, device) for name in asked.features]
+    yardstick = Yardstick(asked.tiles, encoders, asked.count, asked.output / "features", split=asked.split)
+    originals = balanced(load_tile_set(asked.tiles, asked.split, split=asked.split), asked.count, "originals")
+    sets: dict[str, TileSet] = {"floor": yardstick.floor()}
     psnr: dict[str, dict[str, float]] = {}
     for text in asked.reconstructions:
         name, model, _ = wanted(text)
-        originals = balanced(split, asked.count, "originals")
-        sets["originals"] = originals
-        sets[name], psnr[name] = reconstructed(
-            load_pipeline(model, device=device), originals, asked.output / "reconstructions" / name
-        )
+        pipeline = load_pipeline(model, device=device)
+        sets[name], psnr[name] = reconstructed(pipeline, originals, asked.output / "reconstructions" / name)
     for text in asked.sets:
         name, model, values = wanted(text)
         print(name, file=sys.stderr, flush=True)
-        sets[name] = drawn(load_pipeline(model, device=device), values, asked.output / "sets" / name, asked.count)
-    real = balanced(split, 10 * asked.count, "real")
-    learnt = capped(train, TRAINING, 0, "fidelity")
+        sets[name] = drawn(model, values, asked.output / "sets" / name, yardstick.levels, asked)
     rows = []
-    for encoder in map(load_features, asked.features):
-        for level in sorted({str(level) for level in real.levels}):
-            of_level, named = real.of(level=level), learnt.of(level=level)
+    for encoder in encoders:
+        for level in yardstick.levels:
             told = {"features": encoder.name, "level": level}
-            classifier = trained_classifier(features(encoder, named, asked.output, "grey"), named.labels)
-            truth = features(encoder, of_level, asked.output)
-            rows.append({**told, "set": "test", "grey": share(classifier, encoder, of_level, asked.output)})
+            rows.append({**told, "set": asked.split, "grey": yardstick.named(yardstick.real(level), encoder, level)})
             for name, tiles in sets.items():
-                own = tiles.of(level=level)
-                found = features(encoder, own, asked.output)
-                beside = features(encoder, sets["originals"].of(level=level), asked.output) if name in psnr else truth
-                figures = manifold(beside, found).figures
-                row = {
-                    **told, "set": name, "tiles": len(own),
-                    "kernel_distance": 1000 * kernel_distance(beside, found),
-                    "precision": figures["precision"], "recall": figures["recall"], "coverage": figures["coverage"],
-                    "grey": share(classifier, encoder, own, asked.output),
-                    **({"psnr": psnr[name][level], "beside": "originals"} if name in psnr else {}),
-                }  # fmt: skip
-                rows.append(row)
-                print(row, file=sys.stderr, flush=True)
+                beside = originals if name in psnr else None
+                row = {**told, "set": name, **yardstick.figures(tiles, encoder, level, beside)}
+                rows.append({**row, "psnr": psnr[name][level], "beside": "originals"} if name in psnr else row)
+                print(rows[-1], file=sys.stderr, flush=True)
     content = {"split": asked.split, "count": asked.count, "sets": asked.sets, "rows": rows}
     storage.write_json(asked.output / "fidelity.json", content)
     storage.write_text(asked.output / "fidelity.md", table(rows))
     print(table(rows))
 
 
-def features(encoder: Encoder, tiles: TileSet, output: Path, view: Any = "colour") -> np.ndarray:
-    return kept_features(encoder, tiles.files, view, cache=output / "features")
-
-
-def share(classifier: Any, encoder: Encoder, tiles: TileSet, output: Path) -> float:
-    """How often a grey tile's class is named."""
-    named = classifier.predict(features(encoder, tiles, output, "grey").astype(np.float64))
-    return float(np.mean(named == np.asarray(tiles.labels)))
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     columns = dict.fromkeys(("precision", "recall", "coverage", "grey"), ".2f")
-    columns = {"kernel_distance": ".1f", **columns, "psnr": ".1f"}
+    columns = {"kid": ".1f", **columns, "psnr": ".1f"}
     lines = ["| features | level | set | tiles | " + " | ".join(columns) + " |", "|" + " --- |" * (4 + len(columns))]
     for row in rows:
         cells = [format(row[name], form) if name in row else "" for name, form in columns.items()]
-        told = [str(row.get(name, "")) for name in ("features", "level", "set", "tiles")]
+        told = [*(row[name] for name in ("features", "level", "set")), f"{row['tiles']:.0f}" if "tiles" in row else ""]
         lines.append("| " + " | ".join([*told, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
