@@ -88,7 +88,10 @@ def values(rows: list[Row], metric: str) -> np.ndarray:
 
 def page(asked: Experiment, cells: Cells, floor: list[Row], gaps: list[Row], seeds: int) -> str:
     """The tables as markdown."""
-    told = f"Mean ± standard deviation of {seeds} seeds; the floor is as many real training tiles in their place."
+    told = (
+        f"Mean ± standard deviation of {seeds} seeds; the floor is as many real training tiles in their place (from "
+        "such tiles the classifier of grey tiles has learnt, so that its figure there says nothing)."
+    )
     lines = [f"# {asked.title}", "", told]
     for features, level in dict.fromkeys((features, level) for features, level, _ in cells):
         beside = [row for row in floor if (row["features"], row["level"]) == (features, level)]
@@ -121,12 +124,16 @@ def _gaps(asked: Experiment, gaps: list[Row]) -> list[list[str]]:
     for name in asked.arms:
         own = {gap["metric"]: gap for gap in gaps if gap["arm"] == name}
         if own:
-            told = (
-                f"{gap['mean']:+.2g} ({gap['low']:+.2g} to {gap['high']:+.2g}; p {gap['p']:.2g})"
-                for gap in (own[metric] for metric in METRICS)
-            )
-            table.append([ARMS[name].title, ARMS[str(ARMS[name].beside)].title, *told])
+            table.append([
+                ARMS[name].title, ARMS[str(ARMS[name].beside)].title, *(_gap(own[metric]) for metric in METRICS),
+            ])  # fmt: skip
     return table
+
+
+def _gap(gap: Row) -> str:
+    if gap["p"] is None:
+        return f"{gap['mean']:+.2g} in every seed"
+    return f"{gap['mean']:+.2g} ({gap['low']:+.2g} to {gap['high']:+.2g}; p {gap['p']:.2g})"
 
 
 def markdown(table: list[list[str]]) -> list[str]:

@@ -21,13 +21,13 @@ class Difference:
     low, high
         The 95 % interval of the mean, from Student's t; it assumes that differences are near to normal.
     p
-        Of the paired t-test, two-sided. With few seeds it finds large differences only.
+        Of the paired t-test, two-sided; None where all differences are equal. With few seeds it finds large ones only.
     """
 
     mean: float
     low: float
     high: float
-    p: float
+    p: float | None
 
 
 def mean_std(values: np.ndarray) -> tuple[float, float]:
@@ -36,11 +36,11 @@ def mean_std(values: np.ndarray) -> tuple[float, float]:
 
 
 def difference(values_S: np.ndarray, other_S: np.ndarray) -> Difference:
-    """Two arms by the same seeds, at least two of them; where all differences are equal there is no test (p is nan)."""
+    """Two arms by the same seeds, at least two of them."""
     gaps = np.asarray(values_S, np.float64) - np.asarray(other_S, np.float64)
     mean, error = float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
     if error == 0:
-        return Difference(mean, mean, mean, float("nan"))
+        return Difference(mean, mean, mean, None)
     reach = float(stats.t.ppf(0.975, len(gaps) - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, len(gaps) - 1))
     return Difference(mean, mean - reach, mean + reach, p)
