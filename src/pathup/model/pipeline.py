@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class PathUpPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["scale_encoder"]  # noqa: RUF012  diffusers' own name and form
+    _optional_components: ClassVar[list[str]] = ["scale_encoder"]  # diffusers looks for it under this name
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
