@@ -22,7 +22,10 @@ def experiment(
         list[str] | None, typer.Option(help="As of pathup evaluate; may be given several times. [default: atlas]")
     ] = None,
     seeds: Annotated[int, typer.Option(help="From how many seeds each arm is trained.")] = 5,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each arm. [default: the recipe's]")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimiser steps of each arm; the rate falls over the last third. [default: the recipe's]"),
+    ] = None,
     count: Annotated[int, typer.Option(help="Tiles drawn of each class and level.")] = 50,
     share: Annotated[
         str, typer.Option(help="I/N: do every N-th job from the I-th, so that N processes share an experiment.")
