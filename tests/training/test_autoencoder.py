@@ -11,20 +11,39 @@ from pathup.training.autoencoder import normalise_latents, oriented
 from pathup.training.discriminator import PatchDiscriminator, discriminator_loss, feature_matching_loss, gradient_loss
 
 
-def test_normalising_latents_changes_them_as_said_and_keeps_reconstructions():
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_normalised_latents_are_principal_components_of_mean_variance_1_and_reconstructions_stay(whitening):
     vae = build_autoencoder(load_recipe("tiny").autoencoder).eval()
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         before = vae.encode(pixels).latent_dist
-        image, std = vae.decode(before.mode()).sample, before.std
-        mean, deviation = before.mode().mean((0, 2, 3)), before.mode().std((0, 2, 3))
-        normalise_latents(vae, mean, deviation)
+        image = vae.decode(before.mode()).sample
+        normalise_latents(vae, before.mean, before.var, whitening)
         after = vae.encode(pixels).latent_dist
-    # float32 through a 1 x 1 convolution: a few units in the sixth digit
-    assert torch.allclose(after.mode().mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
-    assert torch.allclose(after.mode().std((0, 2, 3)), torch.ones(4), atol=1e-4)
-    assert torch.allclose(after.std, std / deviation[:, None, None], rtol=1e-4)
+        flat = after.mode().permute(0, 2, 3, 1).reshape(-1, 4)
+        covariance, own = torch.cov(flat.T), torch.cov(before.mode().permute(0, 2, 3, 1).reshape(-1, 4).T)
+        expected = torch.linalg.eigvalsh(own).flip(0) ** (1 - whitening)
+        expected *= 4 / expected.sum()
+    # float32 through a 1 x 1 convolution: a few units in the sixth digit, more where a faint component is brought up
+    assert torch.allclose(flat.mean(0), torch.zeros(4), atol=1e-3)
+    assert torch.allclose(covariance, torch.diag(expected), atol=2e-3)
     assert torch.allclose(vae.decode(after.mode()).sample, image, atol=1e-4)
+
+
+def test_the_posteriors_variance_follows_the_normalised_latents():
+    """Draws from the posterior, turned as the means are, have the variance that it then claims, in the mean."""
+    vae = build_autoencoder(load_recipe("tiny").autoencoder).eval()
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist
+        spread = before.std * torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(1))
+        quant = vae.quant_conv.weight[:4].clone()
+        normalise_latents(vae, before.mean, before.var, 0.5)
+        after = vae.encode(pixels).latent_dist
+        turn = vae.quant_conv.weight[:4, :, 0, 0] @ torch.linalg.pinv(quant[:, :, 0, 0])
+        drawn = torch.einsum("dc,nchw->ndhw", turn, spread)
+    # 1024 draws a channel: the deviation of a variance so estimated is about 4 %
+    assert torch.allclose(after.var.mean((0, 2, 3)), drawn.var((0, 2, 3)), rtol=0.2)
 
 
 def test_the_eight_orientations_are_distinct_and_the_first_is_the_image():

@@ -138,6 +138,13 @@ class AutoencoderRecipe(Section):
         ge=0,
         description="step from which only the decoder is trained, so that latents stay what they are",
     )
+    whitening: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="how far the latents' principal components are brought to one deviation at `freeze_encoder_at`: "
+        "1 wholly, 0 not at all (faint ones stay faint)",
+    )
     decoder_noise: float = Field(
         0.0,
         ge=0,

@@ -3,7 +3,7 @@
 The data flow: crops of tiles (a function of the seed and the position in training) are encoded to a posterior,
 sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, texture, features
 of a small classifier of the tiles and a patch discriminator. At `freeze_encoder_at` the averaged weights take over,
-latents are normalised to mean 0 and deviation 1 a channel, and only the decoder goes on learning, on latents with a
+latents are turned to their principal components and normalised (`normalise_latents`), and only the decoder goes on learning, on latents with a
 little noise (`decoder_noise`) such as sampled ones have: latents made from then on stay valid. A pretrained autoencoder
 whose encoder is frozen at step 0 keeps the latents that it came with, so a U-Net trained on them still fits.
 """
@@ -189,7 +189,7 @@ class AutoencoderTrainer:
             with torch.set_grad_enabled(not frozen):
                 posterior = self.vae.encode(real).latent_dist
             noise = draws.normal(tuple(posterior.mean.shape), spec.seed, "posterior", step).to(real.device)
-            extra = spec.decoder_noise / self.vae.config.scaling_factor  # latents times that factor have deviation 1
+            extra = spec.decoder_noise / self.vae.config.scaling_factor  # latents times that factor have mean variance 1
             spread = (posterior.var + extra**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
@@ -246,13 +246,12 @@ class AutoencoderTrainer:
     @torch.no_grad()
     def _freeze_encoder(self) -> None:
         self.vae.load_state_dict(self.average)
-        latents = torch.cat(
-            [
-                self.vae.encode(self.crops[2**40 + i].to(self.accelerator.device)).latent_dist.mode()
-                for i in range(max(1, STATISTICS_CROPS // self.spec.batch_size))
-            ]
-        )
-        normalise_latents(self.vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+        count = max(1, STATISTICS_CROPS // self.spec.batch_size)
+        batches = (self.crops[2**40 + number].to(self.accelerator.device) for number in range(count))
+        posteriors = [self.vae.encode(pixels).latent_dist for pixels in batches]
+        means = torch.cat([posterior.mean for posterior in posteriors])
+        variances = torch.cat([posterior.var for posterior in posteriors])
+        normalise_latents(self.vae, means, variances, self.spec.whitening)
         self._scale_is_one()
         self.average = {k: v.detach().clone() for k, v in self.vae.state_dict().items()}
 
@@ -344,20 +343,43 @@ def averaged(vae: AutoencoderKL, average: dict[str, torch.Tensor]) -> Autoencode
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, mean_C: torch.Tensor, deviation_C: torch.Tensor) -> None:
-    """Fold ``(z - mean) / deviation`` a channel into the 1 x 1 convolutions on both sides of the latent.
+def normalise_latents(
+    vae: AutoencoderKL, means_NCHW: torch.Tensor, variances_NCHW: torch.Tensor, whitening: float = 1.0
+) -> None:
+    """Turn latents to their principal components, of mean 0 and mean variance 1, in the convolutions around them.
 
-    Reconstructions stay what they are; latents come out with mean 0 and deviation 1, so that the scaling factor is
-    1 and no shift is needed (which Stable Diffusion's own pipelines could not apply).
+    ``z' = D^-1 R^T (z - m)`` with the eigenvectors R and deviations s of the latents' covariance over positions, and
+    ``D = g diag(s^w)``: with whitening w = 1 every channel has deviation 1; with w = 0 the axes are only turned, so
+    that white noise on latents is as white as it was, and drowns the faint channels first. Reconstructions stay what they
+    are; the scaling factor can be 1 and no shift is needed (which Stable Diffusion's own pipelines could not apply).
+
+    Parameters
+    ----------
+    vae
+        Changed in place: its 1 x 1 convolutions on both sides of the latent. The posterior's variance becomes one number
+        a channel, the mean of what it was.
+    means_NCHW, variances_NCHW
+        Of the posteriors of some images.
+    whitening
+        w, between 0 and 1.
     """
-    channels = mean_C.numel()
+    channels = means_NCHW.shape[1]
+    flat = means_NCHW.permute(0, 2, 3, 1).reshape(-1, channels).double()
+    mean = flat.mean(0)
+    variance, turn = torch.linalg.eigh(torch.cov((flat - mean).T).reshape(channels, channels))
+    deviation, turn = variance.clamp(min=1e-12).sqrt().flip(0), turn.flip(1)  # the strongest first
+    deviation, own = deviation**whitening, deviation
+    deviation = deviation * (own / deviation).square().mean().sqrt()
+    into, back = (turn / deviation).T, turn * deviation
     quant, post = vae.quant_conv, vae.post_quant_conv
-    scale = 1 / deviation_C
-    quant.weight[:channels] *= scale[:, None, None, None]
-    quant.bias[:channels] = (quant.bias[:channels] - mean_C) * scale
-    quant.bias[channels:] += 2 * scale.log()  # the second half is the log-variance
-    post.bias += post.weight[:, :, 0, 0] @ mean_C
-    post.weight *= deviation_C[None, :, None, None]
+    weight, bias = quant.weight[:, :, 0, 0].double(), quant.bias.double()
+    quant.weight[:channels, :, 0, 0] = (into @ weight[:channels]).to(quant.weight)
+    quant.bias[:channels] = (into @ (bias[:channels] - mean)).to(quant.bias)
+    quant.weight[channels:] = 0  # the second half is the log-variance
+    quant.bias[channels:] = (into.square() @ variances_NCHW.double().mean((0, 2, 3))).log().to(quant.bias)
+    weight = post.weight[:, :, 0, 0].double()
+    post.bias += (weight @ mean).to(post.bias)
+    post.weight[:, :, 0, 0] = (weight @ back).to(post.weight)
 
 
 def _mixed(precision: str) -> str:
