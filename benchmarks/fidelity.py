@@ -5,8 +5,9 @@
 A set is NAME=MODEL, then any values of sampling (guidance, steps, scheduler), all of one seed. A row holds, for a
 level and a network, the kernel distance x 1000 to the test split, precision, recall and coverage, and how often
 a classifier of real grey tiles names the class. The floor is as many real training tiles, of the same classes.
-``--reconstructions NAME=MODEL`` are of test tiles, and stand beside these themselves. Tiles and features that are there
-already are kept. Writes ``fidelity.json`` and ``fidelity.md`` into DIR.
+``--reconstructions NAME=MODEL`` are of test tiles, and stand beside these themselves; ``paired`` is their kernel
+distance without the pairs of a tile and its own reconstruction (see `paired_kernel_distance`). Tiles and features that
+are there already are kept. Writes ``fidelity.json`` and ``fidelity.md`` into DIR.
 """
 
 from __future__ import annotations
@@ -124,7 +125,10 @@ def measure(asked: argparse.Namespace) -> None:
             for name, tiles in sets.items():
                 beside = originals if name in psnr else None
                 row = {**told, "set": name, **yardstick.figures(tiles, encoder, level, beside)}
-                rows.append({**row, "psnr": psnr[name][level], "beside": "originals"} if name in psnr else row)
+                if beside is not None:
+                    apart = yardstick.paired_distance(beside, tiles, encoder, level)
+                    row = {**row, "psnr": psnr[name][level], "beside": "originals", "paired": apart}
+                rows.append(row)
                 print(rows[-1], file=sys.stderr, flush=True)
     content = {"split": asked.split, "count": asked.count, "sets": asked.sets, "rows": rows}
     storage.write_json(asked.output / "fidelity.json", content)
@@ -134,7 +138,7 @@ def measure(asked: argparse.Namespace) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     columns = dict.fromkeys(("precision", "recall", "coverage", "grey"), ".2f")
-    columns = {"kid": ".1f", **columns, "psnr": ".1f"}
+    columns = {"kid": ".1f", "paired": ".1f", **columns, "psnr": ".1f"}
     lines = ["| features | level | set | tiles | " + " | ".join(columns) + " |", "|" + " --- |" * (4 + len(columns))]
     for row in rows:
         cells = [format(row[name], form) if name in row else "" for name, form in columns.items()]

@@ -8,7 +8,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from pathup.evaluation import pairs as pairs_module
 from pathup.evaluation.intervals import Units
-from pathup.evaluation.kernel import KernelSums, kernel_distance, subset_draws
+from pathup.evaluation.kernel import KernelSums, kernel_distance, paired_kernel_distance, subset_draws
 from pathup.evaluation.pairs import Pairs, sweep
 
 
@@ -121,3 +121,23 @@ def test_is_unbiased_between_sets_of_one_kind() -> None:
     generator = np.random.default_rng(1)
     values = np.array([kernel_distance(*generator.normal(size=(2, 20, 8))) for _ in range(200)])
     assert abs(values.mean()) < 4 * values.std() / 200**0.5 and values.min() < 0
+
+
+def test_paired_distance_is_the_slow_loop_without_own_pairs(monkeypatch):
+    generator = np.random.default_rng(5)
+    x, y = (generator.normal(size=(7, 3)) for _ in range(2))
+    monkeypatch.setattr("pathup.evaluation.kernel.BLOCK", 3)  # more than one block, the last one cut short
+
+    def k(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
+    slow = np.mean([k(x[i], x[j]) + k(y[i], y[j]) - 2 * k(x[i], y[j]) for i, j in pairs])
+    assert paired_kernel_distance(x, y) == pytest.approx(slow, rel=1e-12)
+    assert paired_kernel_distance(x, x) == pytest.approx(0, abs=1e-12)
+    assert kernel_distance(x, x) < 0  # own pairs count as near ones
+
+
+def test_paired_distance_wants_pairs():
+    with pytest.raises(ValueError, match="pairs of images wanted"):
+        paired_kernel_distance(np.zeros((3, 2)), np.zeros((4, 2)))

@@ -8,7 +8,7 @@ import torch
 from pathup.evaluation.intervals import Units
 from pathup.evaluation.pairs import BLOCK, Pairs, sweep
 
-__all__ = ["KernelSums", "kernel_distance", "subset_draws"]
+__all__ = ["KernelSums", "kernel_distance", "paired_kernel_distance", "subset_draws"]
 
 
 class KernelSums:
@@ -128,6 +128,29 @@ def kernel_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     sums = KernelSums(pairs, units, (none, none), empty)
     sweep(pairs, [sums])
     return sums.distances()[0]
+
+
+def paired_kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """The kernel distance of a set to what became of each of its own images, in the same order, two at least.
+
+    As in `KernelSums`, but the pairs of an image and what became of it are left out of the third sum too:
+
+        sum_{i != j} (k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j)) / (n (n - 1)).
+
+    An image is nearer to its own reconstruction than to others, so that with these pairs the distance of a set to
+    itself is below 0, all the more the fewer images there are; without them it is 0.
+    """
+    a_ND, b_ND = (np.asarray(features, dtype=np.float64) for features in (a_ND, b_ND))
+    if a_ND.shape != b_ND.shape or len(a_ND) < 2:
+        raise ValueError(f"pairs of images wanted, two at least, not features of shape {a_ND.shape} and {b_ND.shape}")
+    n, dimension = a_ND.shape
+    total = 0.0
+    for first in range(0, n, BLOCK):
+        rows = slice(first, first + BLOCK)
+        kernels = [(x[rows] @ y.T / dimension + 1) ** 3 for x, y in ((a_ND, a_ND), (b_ND, b_ND), (a_ND, b_ND))]
+        difference = kernels[0] + kernels[1] - 2 * kernels[2]
+        total += difference.sum() - np.trace(difference, offset=first)
+    return float(total / (n * (n - 1)))
 
 
 def subset_draws(real: int, synthetic: int, subsets: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from pathup.evaluation.consistency import capped, trained_classifier
 from pathup.evaluation.encoders import Encoder
 from pathup.evaluation.features import View, kept_features
 from pathup.evaluation.frechet import frechet_distance
-from pathup.evaluation.kernel import kernel_distance
+from pathup.evaluation.kernel import kernel_distance, paired_kernel_distance
 from pathup.evaluation.neighbours import manifold
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 
@@ -91,6 +91,11 @@ class Yardstick:
         distances = {"kid": 1000 * kernel_distance(theirs, found), "fid": frechet_distance(theirs, found)}
         within = manifold(theirs, found).figures
         return {"tiles": float(len(own)), **distances, **within, "grey": self.named(own, encoder, level)}
+
+    def paired_distance(self, originals: TileSet, own: TileSet, encoder: Encoder, level: str) -> float:
+        """`paired_kernel_distance` x 1000 of tiles and what became of each, in the same order."""
+        features = [self._features(encoder, tiles.of(level=level)) for tiles in (originals, own)]
+        return 1000 * paired_kernel_distance(*features)
 
     def named(self, own: TileSet, encoder: Encoder, level: str) -> float:
         """How often a classifier of real grey training tiles names a tile's class."""

@@ -3,9 +3,10 @@
 The data flow: crops of tiles (a function of the seed and the position in training) are encoded to a posterior,
 sampled, decoded, and compared with the crop by pixels, gradients and, from `adversarial_start` on, texture, features
 of a small classifier of the tiles and a patch discriminator. At `freeze_encoder_at` the averaged weights take over,
-latents are turned to their principal components and normalised (`normalise_latents`), and only the decoder goes on learning, on latents with a
-little noise (`decoder_noise`) such as sampled ones have: latents made from then on stay valid. A pretrained autoencoder
-whose encoder is frozen at step 0 keeps the latents that it came with, so a U-Net trained on them still fits.
+latents are turned to their principal components and normalised (`normalise_latents`), and only the decoder goes on
+learning, on latents with a little noise (`decoder_noise`) such as sampled ones have: latents made from then on stay
+valid. A pretrained autoencoder whose encoder is frozen at step 0 keeps the latents that it came with, so a U-Net
+trained on them still fits.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class AutoencoderTrainer:
             with torch.set_grad_enabled(not frozen):
                 posterior = self.vae.encode(real).latent_dist
             noise = draws.normal(tuple(posterior.mean.shape), spec.seed, "posterior", step).to(real.device)
-            extra = spec.decoder_noise / self.vae.config.scaling_factor  # latents times that factor have mean variance 1
+            extra = spec.decoder_noise / self.vae.config.scaling_factor  # times that factor, mean variance is 1
             spread = (posterior.var + extra**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
@@ -350,14 +351,15 @@ def normalise_latents(
 
     ``z' = D^-1 R^T (z - m)`` with the eigenvectors R and deviations s of the latents' covariance over positions, and
     ``D = g diag(s^w)``: with whitening w = 1 every channel has deviation 1; with w = 0 the axes are only turned, so
-    that white noise on latents is as white as it was, and drowns the faint channels first. Reconstructions stay what they
-    are; the scaling factor can be 1 and no shift is needed (which Stable Diffusion's own pipelines could not apply).
+    that white noise on latents is as white as it was, and drowns the faint channels first. Reconstructions stay what
+    they are; the scaling factor can be 1 and no shift is needed (which Stable Diffusion's own pipelines could not
+    apply).
 
     Parameters
     ----------
     vae
-        Changed in place: its 1 x 1 convolutions on both sides of the latent. The posterior's variance becomes one number
-        a channel, the mean of what it was.
+        Changed in place: its 1 x 1 convolutions on both sides of the latent. The posterior's variance becomes one
+        number a channel, the mean of what it was.
     means_NCHW, variances_NCHW
         Of the posteriors of some images.
     whitening
