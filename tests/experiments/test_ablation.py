@@ -12,6 +12,7 @@ from pathup.errors import PathUpError
 from pathup.experiments import ablation as module
 from pathup.experiments.ablation import AblationRequest, ablation, jobs_of, memory_spread
 from pathup.experiments.arms import ARMS, EXPERIMENTS
+from pathup.recipes import load_recipe
 
 
 def asked(tiles: Path, output: Path, autoencoder: Path, **values: object) -> AblationRequest:
@@ -105,3 +106,19 @@ def test_the_spread_of_a_memory(tmp_path):
     for rows, spread in ((torch.eye(4), 1.0), (torch.ones(4, 3), 0.0), (torch.eye(2)[[0, 0, 1, 1]], 2 / 3)):
         save_file({"memory_KD": rows}, tmp_path / "feature_memory.safetensors")
         assert memory_spread(tmp_path) == pytest.approx(spread)
+
+
+@pytest.mark.parametrize("name", sorted(ARMS))
+def test_an_arm_changes_the_recipe_as_it_says_and_nothing_else(name):
+    recipe, arm = load_recipe("atlas"), ARMS[name]
+
+    def flat(values: dict, stem: str = "") -> dict:
+        inner = [
+            flat(value, f"{stem}{key}.") if isinstance(value, dict) else {stem + key: value}
+            for key, value in values.items()
+        ]
+        return {key: value for part in inner for key, value in part.items()}
+
+    before, after = flat(recipe.model_dump()), flat(arm.changed(recipe).model_dump())
+    assert {key: after[key] for key in arm.changes} == arm.changes
+    assert {key for key in after if after[key] != before[key]} <= set(arm.changes)

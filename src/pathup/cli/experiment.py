@@ -11,7 +11,7 @@ from pathup.cli.progress import Bars
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="table2 or figure5.")],
+    name: Annotated[str, typer.Argument(help="table2, figure5 or denoiser.")],
     tiles: Annotated[Path, typer.Argument(help="What 'pathup tiles' wrote.")],
     output: Annotated[Path, typer.Argument(help="Folder to be made; both experiments may share one (--resume).")],
     autoencoder: Annotated[
@@ -34,7 +34,7 @@ def experiment(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what this very experiment has begun.")] = False,
 ) -> None:
-    """Train, draw and measure the arms of one of the paper's tables, from several seeds each.
+    """Train, draw and measure the arms of one of the paper's tables, or of our own, from several seeds each.
 
     What is done stays: the same command with --resume goes on after a kill.
 

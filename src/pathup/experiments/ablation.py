@@ -139,6 +139,7 @@ class _Bench:
 
     def __init__(self, request: AblationRequest, levels: list[str], steps: int) -> None:
         self._request, self._levels, self._steps = request, levels, steps
+        self._recipe = load_recipe(str(request.output / "recipe.yaml"))
         self._made: Yardstick | None = None
 
     @property
@@ -173,7 +174,7 @@ class _Bench:
             "memory_spread": {
                 str(level): memory_spread(model)
                 for level, model in models.items()
-                if job.arm.changes.get("feature_entropy.enabled")
+                if job.arm.changes.get("diffusion.feature_entropy.enabled")
             },
         }
         self.figures_of(job).parent.mkdir(parents=True, exist_ok=True)
@@ -198,17 +199,22 @@ class _Bench:
         steps = self._steps if level is None else max(1, self._steps // len(self._levels))
         if (run / "model" / "training.json").is_file():
             return run / "model"
+        recipe = job.arm.changed(self._recipe)
+        own = self._request.output / "arms" / f"{job.arm.name}.yaml"
+        own.parent.mkdir(exist_ok=True)
+        save_recipe(recipe, own)
+        latents = f"{level or 'all'}_{recipe.diffusion.orientations}_{self._request.shared[0]}"
         return train_diffusion(
             self._request.tiles,
             run,
-            str(self._request.output / "recipe.yaml"),
+            str(own),
             pretrained=None,
             autoencoder=self._request.autoencoder,
             level=level,
-            latents=self._request.output / "latents" / f"{level or 'all'}_{self._request.shared[0]}",
+            latents=self._request.output / "latents" / latents,
             resume=True,
             changes={
-                **job.arm.changes, "seed": job.seed, "steps": steps, "keep_checkpoints": 1, "sample_every": steps,
+                "seed": job.seed, "steps": steps, "keep_checkpoints": 1, "sample_every": steps,
                 "decay_steps": steps // 3,
             },
             cpu=choose_device(self._request.device).type == "cpu",

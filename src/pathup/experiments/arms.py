@@ -1,4 +1,4 @@
-"""What the ablation compares: each arm is a change of the recipe's diffusion section, all with the same budget."""
+"""What experiments compare: each arm is a change of the recipe, all with the same budget."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pathup.errors import unknown
+from pathup.recipes import Recipe, recipe_from_dict
 
 __all__ = ["ARMS", "EXPERIMENTS", "Arm", "Experiment", "experiment"]
 
@@ -19,12 +20,14 @@ class Arm:
     name, title
         In file names, and in tables.
     changes
-        Of `DiffusionRecipe`, dotted names.
+        Of `Recipe`, dotted names.
     beside
         The arm that it is tested against; None for the first.
     a_model_a_level
         Train one model for each level, each with its share of the steps: without levels in the prompts, one model
         could not be asked for either.
+    predicted
+        What was expected of it before it was measured.
     """
 
     name: str
@@ -32,11 +35,24 @@ class Arm:
     changes: dict[str, Any] = field(default_factory=dict)
     beside: str | None = None
     a_model_a_level: bool = False
+    predicted: str = ""
+
+    def changed(self, recipe: Recipe) -> Recipe:
+        """The recipe of this arm."""
+        values = recipe.model_dump()
+        for name, value in self.changes.items():
+            place = values
+            *path, last = name.split(".")
+            for part in path:
+                place = place[part]
+            place[last] = value
+        return recipe_from_dict(values, source=f"arm {self.name}")
 
 
 def _entropy(beta: float, source: str = "prompted") -> dict[str, Any]:
-    values = {"feature_entropy.enabled": True, "feature_entropy.beta": beta, "feature_entropy.source": source}
-    return {"patho_align": True, **values}
+    values = {"enabled": True, "beta": beta, "source": source}
+    entropy = {f"diffusion.feature_entropy.{name}": value for name, value in values.items()}
+    return {"diffusion.patho_align": True, **entropy}
 
 
 def _beta(beta: float) -> Arm:
@@ -46,14 +62,72 @@ def _beta(beta: float) -> Arm:
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("none", "neither", {"patho_align": False, "feature_entropy.enabled": False}, a_model_a_level=True),
-        Arm("patho_align", "patho-align", {"patho_align": True, "feature_entropy.enabled": False}, "none"),
+        Arm(
+            "none",
+            "neither",
+            {"diffusion.patho_align": False, "diffusion.feature_entropy.enabled": False},
+            a_model_a_level=True,
+        ),
+        Arm(
+            "patho_align",
+            "patho-align",
+            {"diffusion.patho_align": True, "diffusion.feature_entropy.enabled": False},
+            "none",
+        ),
         *(_beta(beta) for beta in (0.01, 0.1, 0.5, 1.0)),
         Arm(
             "unprompted_0.1",
             "patho-align, feature entropy, beta 0.1, z without the prompt",
             _entropy(0.1, "unprompted"),
             "patho_align",
+        ),
+        Arm("recipe", "the recipe"),
+        *(
+            Arm(name, title, changes, "recipe", predicted=predicted)
+            for name, title, changes, predicted in (
+                (
+                    "noise",
+                    "predicts the noise",
+                    {"model.noise.prediction": "epsilon"},
+                    "worse: in few steps, errors at high noise become errors of colour",
+                ),
+                (
+                    "clean",
+                    "predicts the clean latent",
+                    {"model.noise.prediction": "sample"},
+                    "as good in KID, blurred detail, so less recall",
+                ),
+                (
+                    "unweighted",
+                    "no min-SNR weighting",
+                    {"diffusion.min_snr_gamma": None},
+                    "better on MobileNetV2: fine detail, decided at low noise, counts for more",
+                ),
+                (
+                    "scaled_linear",
+                    "Stable Diffusion's noise schedule",
+                    {"model.noise.schedule": "scaled_linear"},
+                    "worse: its last step still shows the mean colour, which sampling starts without",
+                ),
+                (
+                    "one_orientation",
+                    "tiles as they lie, not in 4 orientations",
+                    {"diffusion.orientations": 1},
+                    "no difference before tiles are seen many times",
+                ),
+                (
+                    "short_average",
+                    "average of weights over 100 steps, not 1000",
+                    {"diffusion.ema_decay": 0.99},
+                    "a little worse",
+                ),
+                (
+                    "wide",
+                    "1.5 times the channels",
+                    {"model.unet.block_channels": [48, 80, 144, 192, 288]},
+                    "better by the step, at twice the time a step",
+                ),
+            )
         ),
     )
 }
@@ -62,7 +136,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper: the arms that it needs, and what it asks."""
+    """A table or figure, the paper's or our own: the arms that it needs, and what it asks."""
 
     name: str
     title: str
@@ -79,6 +153,20 @@ EXPERIMENTS = {
         "figure5",
         "Figure 5: the weight of the feature entropy loss",
         ("patho_align", "beta_0.01", "beta_0.1", "beta_0.5", "beta_1"),
+    ),
+    "denoiser": Experiment(
+        "denoiser",
+        "What limits the denoiser: one factor at a time",
+        (
+            "recipe",
+            "noise",
+            "clean",
+            "unweighted",
+            "scaled_linear",
+            "one_orientation",
+            "short_average",
+            "wide",
+        ),
     ),
 }
 

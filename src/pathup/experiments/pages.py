@@ -101,6 +101,9 @@ def page(asked: Experiment, cells: Cells, floor: list[Row], gaps: list[Row], see
         if found:
             said = "Differences seed by seed, with their 95 % interval (paired t-test):"
             lines += ["", said, "", *markdown(_gaps(asked, found))]
+    predictions = [[ARMS[name].title, ARMS[name].predicted] for name in asked.arms if ARMS[name].predicted]
+    if predictions:
+        lines += ["", "What was predicted:", "", *markdown([["arm", "beside the recipe"], *predictions])]
     if asked.name in PAPER:
         said, head, body = PAPER[asked.name]
         lines += ["", said, "", *markdown([head, *body])]
