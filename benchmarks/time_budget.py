@@ -4,10 +4,11 @@
 
 REGIONS is a region table (or what ``pathup tiles`` takes, or a folder that it wrote). Tiles are cut and encoded, the
 speed of training is measured over some steps, and as many steps are taken as leave time for sampling and measuring;
-the learning rate falls over the last quarter. Without ``--autoencoder`` one is trained first, for `--autoencoder-share` of what
-time is left. DIR then holds ``model`` (as PathUp loads it), ``tiles`` drawn from it, ``sheet.png``, ``fidelity.json``
-(kernel distance x 1000, recall, grey tiles named right, beside the test split and a floor of real training tiles) and
-``time_budget.json`` (seconds of each stage, steps, tiles a second); everything else lies in ``--work``.
+the learning rate falls over the last quarter. Without ``--autoencoder`` one is trained first, for
+`--autoencoder-share` of what time is left. DIR then holds ``model`` (as PathUp loads it), ``tiles`` drawn from it,
+``sheet.png``, ``fidelity.json`` (kernel distance x 1000, recall, grey tiles named right, beside the test split and a
+floor of real training tiles) and ``time_budget.json`` (seconds of each stage, steps, tiles a second); everything else
+lies in ``--work``.
 """
 
 from __future__ import annotations
