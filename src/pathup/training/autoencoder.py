@@ -190,7 +190,7 @@ class AutoencoderTrainer:
             with torch.set_grad_enabled(not frozen):
                 posterior = self.vae.encode(real).latent_dist
             noise = draws.normal(tuple(posterior.mean.shape), spec.seed, "posterior", step).to(real.device)
-            extra = spec.decoder_noise / self.vae.config.scaling_factor  # times that factor, mean variance is 1
+            extra = spec.decoder_noise / self.vae.config.scaling_factor  # times that factor, the strongest has 1
             spread = (posterior.var + extra**2).sqrt() if frozen else posterior.std
             fake = self.vae.decode(posterior.mean + spread * noise).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real)}
@@ -347,12 +347,12 @@ def averaged(vae: AutoencoderKL, average: dict[str, torch.Tensor]) -> Autoencode
 def normalise_latents(
     vae: AutoencoderKL, means_NCHW: torch.Tensor, variances_NCHW: torch.Tensor, whitening: float = 1.0
 ) -> None:
-    """Turn latents to their principal components, of mean 0 and mean variance 1, in the convolutions around them.
+    """Turn latents to their principal components, of mean 0, the strongest of deviation 1, in the convolutions around.
 
     ``z' = D^-1 R^T (z - m)`` with the eigenvectors R and deviations s of the latents' covariance over positions, and
-    ``D = g diag(s^w)``: with whitening w = 1 every channel has deviation 1; with w = 0 the axes are only turned, so
-    that white noise on latents is as white as it was, and drowns the faint channels first. Reconstructions stay what
-    they are; the scaling factor can be 1 and no shift is needed (which Stable Diffusion's own pipelines could not
+    ``D = s_1 diag((s / s_1)^w)``: with whitening w = 1 every channel has deviation 1; with w = 0 the axes are only
+    turned, so that white noise on latents drowns the faint channels first, as it does in pixels. Reconstructions stay
+    what they are; the scaling factor can be 1 and no shift is needed (which Stable Diffusion's own pipelines could not
     apply).
 
     Parameters
@@ -370,8 +370,7 @@ def normalise_latents(
     mean = flat.mean(0)
     variance, turn = torch.linalg.eigh(torch.cov((flat - mean).T).reshape(channels, channels))
     deviation, turn = variance.clamp(min=1e-12).sqrt().flip(0), turn.flip(1)  # the strongest first
-    deviation, own = deviation**whitening, deviation
-    deviation = deviation * (own / deviation).square().mean().sqrt()
+    deviation = deviation[0] * (deviation / deviation[0]) ** whitening
     into, back = (turn / deviation).T, turn * deviation
     quant, post = vae.quant_conv, vae.post_quant_conv
     weight, bias = quant.weight[:, :, 0, 0].double(), quant.bias.double()
