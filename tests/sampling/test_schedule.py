@@ -100,7 +100,8 @@ def test_overlapped_schedules_take_the_same_windows_at_each_step() -> None:
 
 
 def test_sampling_values_make_a_schedule() -> None:
-    settings_ = load_recipe("atlas").sampling.model_copy(update={"windows": "shifted", "overlapped_share": 0.3})
+    values = {"windows": "shifted", "overlapped_share": 0.3, "window_latent": 32, "overlap_latent": 16}
+    settings_ = load_recipe("atlas").sampling.model_copy(update=values)
     made = window_schedule(settings_, 512, 512, 12, 0)
     assert made.overlapped_steps == 4 and made.overlap == settings_.overlap_latent // 2
     # 8 steps of one coverage and 4 of 21 x 21 windows of 32 x 32
