@@ -46,7 +46,7 @@ def test_a_folder_of_tiles_is_taken_as_it_is(regions, tmp_path, recipe, tiny_aut
     more = ["--autoencoder", str(tiny_autoencoder), "--count", "10", "--minutes", "0.01", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", [*told, *more])
     assert module.main() == 0
-    assert not (tmp_path / "out/work/tiles").exists()
+    assert not (tmp_path / "out" / "work" / "tiles").exists()
     assert "autoencoder" not in json.loads((tmp_path / "out/time_budget.json").read_text())["stages"]
 
 

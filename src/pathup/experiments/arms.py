@@ -110,9 +110,9 @@ ARMS = {
                     "worse: its last step still shows the mean colour, which sampling starts without",
                 ),
                 (
-                    "one_orientation",
-                    "tiles as they lie, not in 4 orientations",
-                    {"diffusion.orientations": 1},
+                    "orientations",
+                    "tiles in 4 orientations, not as they lie",
+                    {"diffusion.orientations": 4},
                     "no difference before tiles are seen many times",
                 ),
                 (
@@ -163,7 +163,7 @@ EXPERIMENTS = {
             "clean",
             "unweighted",
             "scaled_linear",
-            "one_orientation",
+            "orientations",
             "short_average",
             "wide",
         ),
