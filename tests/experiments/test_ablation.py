@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from pathup.errors import PathUpError
 from pathup.experiments import ablation as module
 from pathup.experiments.ablation import AblationRequest, ablation, jobs_of, memory_spread
-from pathup.experiments.arms import ARMS, EXPERIMENTS
+from pathup.experiments.arms import ARMS, EXPERIMENTS, Experiment
 from pathup.recipes import load_recipe
 
 
@@ -125,3 +125,20 @@ def test_an_arm_changes_the_recipe_as_it_says_and_nothing_else(name):
     assert changed <= set(arm.changes)
     if name in EXPERIMENTS["denoiser"].arms:  # one factor at a time: an arm that is the recipe itself would say nothing
         assert len(changed) == (0 if name == "recipe" else 1)
+
+
+def test_arms_of_several_orientations_have_latents_of_their_own(some_tiles, tiny_autoencoder, tmp_path, monkeypatch):
+    """Each seed turns tiles another way, so that seeds cannot share a cache of turned tiles."""
+    asked_for = Experiment("denoiser", "two arms", ("recipe", "orientations"))
+    monkeypatch.setitem(EXPERIMENTS, "denoiser", asked_for)
+    found = ablation(asked(some_tiles, tmp_path / "out", tiny_autoencoder, name="denoiser"))
+    assert {(row["arm"], row["seed"]) for row in found["rows"]} == {
+        (arm, seed) for arm in asked_for.arms for seed in (0, 1)
+    }
+    assert "What was predicted" in (tmp_path / "out" / "denoiser.md").read_text()
+
+
+def test_an_arm_that_does_not_fit_the_recipe_is_told_before_training(some_tiles, tiny_autoencoder, tmp_path):
+    with pytest.raises(PathUpError, match=r"arm wide: model\.unet"):
+        ablation(asked(some_tiles, tmp_path / "out", tiny_autoencoder, name="denoiser"))
+    assert not (tmp_path / "out").exists()

@@ -107,12 +107,15 @@ def ablation(request: AblationRequest, progress: Progress | None = None) -> dict
     Raises
     ------
     PathUpError
-        An option is out of range, the folder holds another experiment, or training, sampling or measuring fails.
+        An option is out of range, an arm does not fit the recipe, the folder holds another experiment, or training,
+        sampling or measuring fails.
     """
     asked, tell = experiment(request.name), progress or (lambda stage, done, total: None)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     recipe = changed_recipe(load_recipe(request.recipe), "diffusion", {"steps": request.steps})
+    for name in asked.arms:
+        ARMS[name].changed(recipe)  # an arm that does not fit the recipe is told before anything is trained
     tiles = TileFolder.load(request.tiles, "train", recipe)
     identity = {
         "recipe": recipe.model_dump(mode="json"), "tiles": tiles.fingerprint(), "autoencoder": request.autoencoder,
@@ -203,7 +206,8 @@ class _Bench:
         own = self._request.output / "arms" / f"{job.arm.name}.yaml"
         own.parent.mkdir(exist_ok=True)
         save_recipe(recipe, own)
-        latents = f"{level or 'all'}_{recipe.diffusion.orientations}_{self._request.shared[0]}"
+        turned = f"_turned_{job.seed}" if recipe.diffusion.orientations > 1 else ""  # which turns, its seed decides
+        latents = f"{level or 'all'}_{self._request.shared[0]}{turned}"
         return train_diffusion(
             self._request.tiles,
             run,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pathup.errors import unknown
-from pathup.recipes import Recipe, recipe_from_dict
+from pathup.recipes import Recipe, recipe_with
 
 __all__ = ["ARMS", "EXPERIMENTS", "Arm", "Experiment", "experiment"]
 
@@ -39,14 +39,7 @@ class Arm:
 
     def changed(self, recipe: Recipe) -> Recipe:
         """The recipe of this arm."""
-        values = recipe.model_dump()
-        for name, value in self.changes.items():
-            place = values
-            *path, last = name.split(".")
-            for part in path:
-                place = place[part]
-            place[last] = value
-        return recipe_from_dict(values, source=f"arm {self.name}")
+        return recipe_with(recipe, self.changes, source=f"arm {self.name}")
 
 
 def _entropy(beta: float, source: str = "prompted") -> dict[str, Any]:

@@ -39,6 +39,7 @@ __all__ = [
     "load_recipe",
     "recipe_from_dict",
     "recipe_text",
+    "recipe_with",
     "save_recipe",
     "shipped_recipes",
 ]
@@ -100,6 +101,21 @@ def recipe_from_dict(values: Any, *, source: str = "recipe") -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise PathUpError(f"{source}: {_sentence(error)}") from None
+
+
+def recipe_with(recipe: Recipe, changes: dict[str, Any], *, source: str) -> Recipe:
+    """The recipe with some values replaced, named from its top (``diffusion.feature_entropy.beta``).
+
+    `source` is what an error names. See `load_recipe` for the errors.
+    """
+    values = recipe.model_dump()
+    for name, value in changes.items():
+        place = values
+        *path, last = name.split(".")
+        for part in path:
+            place = place[part]
+        place[last] = value
+    return recipe_from_dict(values, source=source)
 
 
 def recipe_text(recipe: Recipe) -> str:

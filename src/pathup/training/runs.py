@@ -23,7 +23,7 @@ from pathup.model.components import (
     set_steps,
     with_scale,
 )
-from pathup.recipes import Recipe, load_recipe, recipe_from_dict
+from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts, level_of
@@ -52,16 +52,8 @@ def changed_recipe(recipe: Recipe, section: str, changes: dict[str, Any]) -> Rec
 
     A dotted name reaches into a nested section (``feature_entropy.enabled``).
     """
-    values = recipe.model_dump()
-    for name, value in changes.items():
-        if value is None:
-            continue
-        place = values[section]
-        *path, last = name.split(".")
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return recipe_from_dict(values, source="command line")
+    asked = {f"{section}.{name}": value for name, value in changes.items() if value is not None}
+    return recipe_with(recipe, asked, source="command line")
 
 
 def one_level(recipe: Recipe, level: str) -> Recipe:
