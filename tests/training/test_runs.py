@@ -144,6 +144,19 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_start(
     assert len((run / "losses.jsonl").read_text().splitlines()) == 7, "what was logged is still there"
 
 
+def test_a_run_with_muon_that_is_resumed_ends_bit_for_bit_like_an_unbroken_one(tmp_path, tiny_tiles, tiny_autoencoder):
+    for steps, resume in ((4, False), (6, True)):
+        broken = {"steps": steps, "resume": resume, "muon_learning_rate": 0.01, "decay_steps": 0}
+        diffusion(tiny_tiles, tmp_path / "broken", tiny_autoencoder, **broken)
+    diffusion(tiny_tiles, tmp_path / "whole", tiny_autoencoder, steps=6, muon_learning_rate=0.01, decay_steps=0)
+    diffusion(tiny_tiles, tmp_path / "adamw", tiny_autoencoder, steps=6, decay_steps=0)
+    whole, one, adamw = (newest_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "broken", "adamw"))
+    assert whole is not None and one is not None and adamw is not None
+    assert "muon.safetensors" in same_tensors(whole.folder, one.folder)
+    inner = "unet.down_blocks.0.resnets.0.conv1.weight"
+    assert not torch.equal(whole.tensors("model")[inner], adamw.tensors("model")[inner])
+
+
 def test_the_feature_entropy_loss_moves_the_memory_and_the_weights(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
     ends = {}
     for beta in (0.0, 1.0):

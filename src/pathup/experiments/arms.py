@@ -115,6 +115,12 @@ ARMS = {
                     "a little worse",
                 ),
                 (
+                    "adamw",
+                    "AdamW alone, no Muon",
+                    {"diffusion.muon_learning_rate": None},
+                    "worse: in a trial before, three times the steps to the same loss",
+                ),
+                (
                     "wide",
                     "1.5 times the channels",
                     {"model.unet.block_channels": [48, 80, 144, 192, 288]},
@@ -158,6 +164,7 @@ EXPERIMENTS = {
             "scaled_linear",
             "orientations",
             "short_average",
+            "adamw",
             "wide",
         ),
     ),

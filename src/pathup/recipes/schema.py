@@ -277,7 +277,12 @@ class DiffusionRecipe(Section):
     batch_size: Positive = Field(description="tiles a process and forward pass")
     gradient_accumulation: Positive = Field(1, description="forward passes an optimiser step")
     learning_rate: float = Field(gt=0, description="AdamW's")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    muon_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Muon's (Jordan et al. 2024), for the matrices inside the U-Net; unset: AdamW steps them too",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="of either")
     warmup_steps: int = Field(0, ge=0, description="the first steps, over which the learning rate rises linearly")
     decay_steps: int = Field(0, ge=0, description="the last steps over which the learning rate falls linearly to 0")
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
@@ -298,6 +303,12 @@ class DiffusionRecipe(Section):
     sample_every: Positive = Field(1000, description="steps between sample sheets")
     log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
     seed: int = Field(0, description="of weights, order, noise and timesteps")
+
+    @model_validator(mode="after")
+    def _check(self) -> DiffusionRecipe:
+        if self.muon_learning_rate and self.precision == "fp16":
+            raise ValueError("Muon steps in bfloat16, so with muon_learning_rate the precision is to be bf16 or fp32")
+        return self
 
 
 class EncoderRecipe(Section):

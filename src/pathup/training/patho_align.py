@@ -36,6 +36,7 @@ from pathup.training.batches import Batch, Batches, loss_weights, training_targe
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.latents import LatentCache
+from pathup.training.optimizers import MatrixMuon, inner_weights
 from pathup.training.schedules import ema_decay, learning_rate
 from pathup.training.sheets import image_sheet
 
@@ -98,10 +99,19 @@ class PathoAlignTrainer:
             momentum=spec.feature_entropy.momentum,
             seed=spec.seed,
         ).to(device)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
-        )
-        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self._muon: MatrixMuon | None = None
+        matrices = inner_weights(unet) if spec.muon_learning_rate else []
+        chosen = {id(weight) for weight in matrices}
+        others = [weight for weight in model.parameters() if id(weight) not in chosen]
+        self.optimizers: dict[str, Any] = {
+            "optimizer": torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
+        }
+        if spec.muon_learning_rate:
+            self._muon = MatrixMuon(matrices, spec.muon_learning_rate, spec.weight_decay)
+            self.optimizers["muon"] = self._muon
+        self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers.values()]
+        self.model, *prepared = self.accelerator.prepare(model, *self.optimizers.values())
+        self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
         self.pipeline = assemble(self.parts, recipe)
         self.step = 0
 
@@ -180,11 +190,12 @@ class PathoAlignTrainer:
 
     def _train_step(self, stream: Iterator[Batch]) -> Any:
         spec, rounds = self.spec, self.spec.gradient_accumulation
-        rate = learning_rate(
-            self.step, peak=spec.learning_rate, warmup=spec.warmup_steps, total=spec.steps, decay=spec.decay_steps
+        share_of_peak = learning_rate(
+            self.step, peak=1.0, warmup=spec.warmup_steps, total=spec.steps, decay=spec.decay_steps
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer, peak in zip(self.optimizers.values(), self._peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share_of_peak
         batches = [Batch(*(column.to(self.accelerator.device) for column in next(stream))) for _ in range(rounds)]
         share = self._entropy_share(batches)
         reconstruction, entropy, features, prompts = [], [], [], []
@@ -198,9 +209,13 @@ class PathoAlignTrainer:
             entropy.append(l_e.detach())
             features.append(z)
             prompts.append(told)
+        if self._muon is not None:
+            self._muon.take_gradients()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         if self._with_entropy:
             z_ND, prompt_N = self.accelerator.gather((torch.cat(features), torch.cat(prompts)))
             counted = (prompt_N >= 0) & z_ND.isfinite().all(1)  # under fp16 a forward may overflow; its step is skipped
@@ -213,7 +228,7 @@ class PathoAlignTrainer:
                 told["L_e"] = self._over_processes(entropy)
             if self._scaler is None or torch.isfinite(norm):  # fp16's loss scale overflows now and then by design
                 told["gradient_norm"] = float(norm)
-            return {**told, "learning_rate": rate}
+            return {**told, "learning_rate": spec.learning_rate * share_of_peak}
 
         return values
 
@@ -283,7 +298,7 @@ class PathoAlignTrainer:
                 "model": self.trained.state_dict(),
                 "average": self.average,
                 "feature_memory": self.entropy.state_dict(),
-                "optimizer": optimizer_tensors(self.optimizer),
+                **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
             },
             {"step": self.step, "scaler": self._scaler.state_dict() if self._scaler else None},
             keep=self.spec.keep_checkpoints,
@@ -298,7 +313,8 @@ class PathoAlignTrainer:
         device = self.accelerator.device
         self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
-        restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
+        for name, optimizer in self.optimizers.items():
+            restore_optimizer(optimizer, checkpoint.tensors(name))
         if self._scaler:
             self._scaler.load_state_dict(checkpoint.values()["scaler"])
 

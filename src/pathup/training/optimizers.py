@@ -1,0 +1,52 @@
+"""Muon beside AdamW: the weights inside a U-Net are stepped as matrices, all others one number at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+
+class MatrixMuon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) for weights of two and more axes: a convolution's counts as the matrix (out, in k k).
+
+    PyTorch's own takes matrices alone. Here each weight W has a twin, its own memory seen as a matrix, and it is the
+    twins that are stepped: ``M <- 0.95 M + 0.05 G``, then ``W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O``,
+    O being the nearest orthogonal matrix (five Newton-Schulz iterations, in bfloat16) of ``0.05 G + 0.95 M``. The
+    factor brings steps to the size of AdamW's (Liu et al. 2025), so that learning rates of both are comparable.
+
+    Parameters
+    ----------
+    weights
+        Contiguous parameters of two and more axes, on the device where they stay.
+    lr, weight_decay
+        Of every step.
+
+    Raises
+    ------
+    ValueError
+        A weight has one axis, or none.
+    """
+
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        self._weights = list(weights)
+        if any(weight.ndim < 2 for weight in self._weights):
+            raise ValueError("Muon steps matrices, and a weight here has fewer than two axes")
+        twins = [nn.Parameter(weight.detach().view(len(weight), -1)) for weight in self._weights]
+        super().__init__(twins, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    def take_gradients(self) -> None:
+        """Let the twins' gradients be those of the weights, in the same memory: call it after every backward pass."""
+        for twin, weight in zip(self.param_groups[0]["params"], self._weights, strict=True):
+            twin.grad = None if weight.grad is None else weight.grad.view(twin.shape)
+
+
+def inner_weights(unet: UNet2DConditionModel) -> list[nn.Parameter]:
+    """What Muon steps: every weight of two and more axes inside the U-Net's blocks.
+
+    First and last convolution and the embedding of time stay with AdamW, as do biases and norms.
+    """
+    blocks = [unet.down_blocks, unet.mid_block, unet.up_blocks]
+    return [weight for block in blocks for weight in block.parameters() if weight.ndim >= 2]
