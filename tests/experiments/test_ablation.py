@@ -139,6 +139,6 @@ def test_arms_of_several_orientations_have_latents_of_their_own(some_tiles, tiny
 
 
 def test_an_arm_that_does_not_fit_the_recipe_is_told_before_training(some_tiles, tiny_autoencoder, tmp_path):
-    with pytest.raises(PathUpError, match=r"arm wide: model\.unet"):
+    with pytest.raises(PathUpError, match=r"arm narrow: model\.unet"):
         ablation(asked(some_tiles, tmp_path / "out", tiny_autoencoder, name="denoiser"))
     assert not (tmp_path / "out").exists()
