@@ -115,10 +115,10 @@ ARMS = {
                     "a little worse",
                 ),
                 (
-                    "adamw",
-                    "AdamW alone, no Muon",
-                    {"diffusion.muon_learning_rate": None},
-                    "worse: in a trial before, three times the steps to the same loss",
+                    "muon",
+                    "Muon for the matrices inside the U-Net",
+                    {"diffusion.muon_learning_rate": 0.001},
+                    "lower loss in as many steps, and prompts with less say: at 0.003 they had none",
                 ),
                 (
                     "narrow",
@@ -164,7 +164,7 @@ EXPERIMENTS = {
             "scaled_linear",
             "orientations",
             "short_average",
-            "adamw",
+            "muon",
             "narrow",
         ),
     ),
