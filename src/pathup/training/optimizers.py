@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -37,10 +38,15 @@ class MatrixMuon(torch.optim.Muon):
         twins = [nn.Parameter(weight.detach().view(len(weight), -1)) for weight in self._weights]
         super().__init__(twins, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
-    def take_gradients(self) -> None:
-        """Let the twins' gradients be those of the weights, in the same memory: call it after every backward pass."""
-        for twin, weight in zip(self.param_groups[0]["params"], self._weights, strict=True):
-            twin.grad = None if weight.grad is None else weight.grad.view(twin.shape)
+    def step(self, closure: Any = None) -> Any:
+        """Step by the gradients that the weights have now; clearing these is left to their module."""
+        twins = self.param_groups[0]["params"]
+        for twin, weight in zip(twins, self._weights, strict=True):
+            twin.grad = None if weight.grad is None else weight.grad.reshape(twin.shape)
+        loss = super().step(closure)
+        for twin in twins:
+            twin.grad = None
+        return loss
 
 
 def inner_weights(unet: UNet2DConditionModel) -> list[nn.Parameter]:

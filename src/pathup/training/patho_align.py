@@ -99,7 +99,6 @@ class PathoAlignTrainer:
             momentum=spec.feature_entropy.momentum,
             seed=spec.seed,
         ).to(device)
-        self._muon: MatrixMuon | None = None
         matrices = inner_weights(unet) if spec.muon_learning_rate else []
         chosen = {id(weight) for weight in matrices}
         others = [weight for weight in model.parameters() if id(weight) not in chosen]
@@ -107,8 +106,7 @@ class PathoAlignTrainer:
             "optimizer": torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
         }
         if spec.muon_learning_rate:
-            self._muon = MatrixMuon(matrices, spec.muon_learning_rate, spec.weight_decay)
-            self.optimizers["muon"] = self._muon
+            self.optimizers["muon"] = MatrixMuon(matrices, spec.muon_learning_rate, spec.weight_decay)
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers.values()]
         self.model, *prepared = self.accelerator.prepare(model, *self.optimizers.values())
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
@@ -209,12 +207,9 @@ class PathoAlignTrainer:
             entropy.append(l_e.detach())
             features.append(z)
             prompts.append(told)
-        if self._muon is not None:
-            self._muon.take_gradients()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
         if self._with_entropy:
             z_ND, prompt_N = self.accelerator.gather((torch.cat(features), torch.cat(prompts)))
