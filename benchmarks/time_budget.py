@@ -3,12 +3,13 @@
     python benchmarks/time_budget.py REGIONS --output DIR --minutes 9 --autoencoder MODEL --batch-size 256
 
 REGIONS is a region table (or what ``pathup tiles`` takes, or a folder that it wrote). Tiles are cut and encoded, the
-speed of training is measured over some steps, and as many steps are taken as leave time for sampling and measuring;
-the learning rate falls over the last quarter. Without ``--autoencoder`` one is trained first, for
-`--autoencoder-share` of what time is left. DIR then holds ``model`` (as PathUp loads it), ``tiles`` drawn from it,
-``sheet.png``, ``fidelity.json`` (kernel distance x 1000, recall, grey tiles named right, beside the test split and a
-floor of real training tiles) and ``time_budget.json`` (seconds of each stage, steps, tiles a second); everything else
-lies in ``--work``.
+speed of training is measured over its first steps, and as many more are taken as leave time for sampling and measuring;
+the learning rate falls over their last share. Without ``--autoencoder`` one is trained first, for
+`--autoencoder-share` of what time is left. DIR then holds ``model`` (as PathUp loads it), the curves of its losses and
+a sheet of its tiles, ``time_budget.json`` (seconds of each stage, steps, tiles a second), and with ``--count`` above 0
+``tiles`` drawn from it, ``sheet.png`` of them and ``fidelity.json`` (kernel distance x 1000, recall, grey tiles named
+right, beside the test split, which must be among the tiles, and a floor of real training tiles); everything else lies
+in ``--work``.
 """
 
 from __future__ import annotations
@@ -28,16 +29,25 @@ from pathup import PathUpError, storage
 from pathup.evaluation.encoders import load_features
 from pathup.evaluation.tile_sets import load_tile_set
 from pathup.experiments.yardstick import Yardstick
-from pathup.recipes import load_recipe, save_recipe
+from pathup.recipes import load_recipe
 from pathup.sampling.device import choose_device
 from pathup.sampling.runs import GenerateRequest, generate
 from pathup.slides.images import read_image
 from pathup.tiles.making import make_tiles
-from pathup.training.runs import changed_recipe, train_autoencoder, train_diffusion
+from pathup.training.runs import diffusion_trainer, train_autoencoder
 from pathup.training.sheets import image_sheet
 
-PROBE = 20, 80
+PROBE = 240
+"""Steps of the diffusion model after which the speed of the last ones is looked at; they count."""
+
+LINE = 20
+"""Steps between two lines of the log, from which that speed comes."""
+
+AUTOENCODER_PROBE = 20, 80
 """Steps of two short runs: what the longer one takes more is the time of its further steps, without setting up."""
+
+FAR = 1_000_000
+"""Steps between two checkpoints or sheets: none but the last."""
 
 SHEET = 6
 """Tiles of each class and level on the sheet."""
@@ -64,13 +74,13 @@ class Clock:
 
 
 def seconds_a_step(run: Callable[[int], object]) -> float:
-    """Of training, from two short runs of `PROBE` steps."""
+    """Of training, from two short runs of `AUTOENCODER_PROBE` steps."""
     spent = []
-    for steps in PROBE:
+    for steps in AUTOENCODER_PROBE:
         start = time.perf_counter()
         run(steps)
         spent.append(time.perf_counter() - start)
-    return max(spent[1] - spent[0], 1e-3) / (PROBE[1] - PROBE[0])
+    return max(spent[1] - spent[0], 1e-3) / (AUTOENCODER_PROBE[1] - AUTOENCODER_PROBE[0])
 
 
 def affordable(seconds: float, a_step: float) -> int:
@@ -91,7 +101,10 @@ def main() -> int:
     parser.add_argument("--pretrained", help="go on with this model instead of starting from random weights")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--count", type=int, default=40, help="tiles drawn of each class and level [40]")
+    parser.add_argument("--orientations", type=int)
+    parser.add_argument("--decay-share", type=float, default=0.25, help="of the steps, with a falling rate [0.25]")
+    parser.add_argument("--compile", action="store_true", help="fuse the U-Net's blocks")
+    parser.add_argument("--count", type=int, default=40, help="tiles drawn of each class and level [40]; 0: none")
     parser.add_argument("--features", nargs="+", default=["atlas"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
@@ -112,46 +125,42 @@ def within(asked: argparse.Namespace) -> dict[str, Any]:
         tiles = work / "tiles"
         make_tiles(asked.source, tiles, load_recipe(asked.recipe), workers=max(1, asked.workers))
     clock.done("tiles")
-    common = {"resume": False, "cpu": device.type == "cpu", "workers": asked.workers, "wandb_project": None}
     autoencoder = asked.autoencoder or asked.pretrained
     if autoencoder is None:
-        autoencoder = str(trained_autoencoder(asked, clock, tiles, work, common))
+        autoencoder = str(trained_autoencoder(asked, clock, tiles, work, cpu=device.type == "cpu"))
+    trainer = diffusion_trainer(
+        tiles, work / "run", asked.recipe, pretrained=asked.pretrained,
+        autoencoder=None if asked.pretrained else autoencoder, level=None, latents=work / "latents",
+        gradient_checkpointing=False, compiled=asked.compile, resume=False, cpu=device.type == "cpu",
+        wandb_project=None, changes={
+            "batch_size": asked.batch_size, "learning_rate": asked.learning_rate, "orientations": asked.orientations,
+            "steps": PROBE, "decay_steps": 0, "log_every": LINE, "checkpoint_every": FAR, "sample_every": FAR,
+        },
+    )  # fmt: skip
+    torch.backends.cudnn.benchmark = True  # one shape: the first steps look for the fastest kernels
+    trainer.run(workers=asked.workers)
+    clock.done("latents, setting up and probe")
+    a_step = trainer.seconds_a_step or 0.0
     reserve = 60 * asked.minutes * asked.reserve
-    changes = {"batch_size": asked.batch_size, "learning_rate": asked.learning_rate}
-    recipe = changed_recipe(load_recipe(asked.recipe), "diffusion", changes)
-
-    def trained(name: str, steps: int, **values: Any) -> Path:
-        save_recipe(recipe, work / f"{name}.yaml")
-        return train_diffusion(
-            tiles, work / name, str(work / f"{name}.yaml"), pretrained=asked.pretrained,
-            autoencoder=None if asked.pretrained else autoencoder, level=None, latents=work / "latents",
-            changes={"steps": steps, "sample_every": steps, "checkpoint_every": steps, **values},
-            gradient_checkpointing=False, **common,
-        )  # fmt: skip
-
-    work.mkdir(parents=True, exist_ok=True)
-    trained("latents", 1)
-    clock.done("latents")
-    a_step = seconds_a_step(lambda steps: trained(f"probe_{steps}", steps))
-    clock.done("probe")
-    steps = affordable(clock.left() - reserve, a_step)
-    model = trained("run", steps, decay_steps=max(1, steps // 4))
+    steps = PROBE + affordable(clock.left() - reserve, a_step)
+    model = trainer.go_on(steps, decay_steps=max(1, int(steps * asked.decay_share)), workers=asked.workers)
     spent = clock.done("training")
     shutil.rmtree(asked.output / "model", ignore_errors=True)
     shutil.copytree(model, asked.output / "model")
-    figures = measured(asked, device, tiles, clock)
-    seen = steps * recipe.diffusion.batch_size
+    for picture in (work / "run" / "losses.png", *sorted((work / "run" / "sheets").glob("*.png"))[-1:]):
+        shutil.copy(picture, asked.output)
+    figures = measured(asked, device, tiles, clock) if asked.count else []
+    seen = trainer.spec.batch_size * (steps - PROBE)
     told = {
-        "device": str(device), "minutes": asked.minutes, "stages": clock.stages, "steps": steps, "tiles_seen": seen,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type, "minutes": asked.minutes,
+        "stages": clock.stages, "steps": steps, "batch_size": trainer.spec.batch_size,
         "tiles_a_second": seen / spent, "figures": figures,
     }  # fmt: skip
     storage.write_json(asked.output / "time_budget.json", told)
     return told
 
 
-def trained_autoencoder(
-    asked: argparse.Namespace, clock: Clock, tiles: Path, work: Path, common: dict[str, Any]
-) -> Path:
+def trained_autoencoder(asked: argparse.Namespace, clock: Clock, tiles: Path, work: Path, *, cpu: bool) -> Path:
     """An autoencoder made in its share of the time that is left."""
     share = clock.left() * asked.autoencoder_share
 
@@ -159,7 +168,10 @@ def trained_autoencoder(
         values = {"steps": steps, "sample_every": steps, "checkpoint_every": steps}
         frozen = {"freeze_encoder_at": max(1, steps * 4 // 5)}
         changes = {**values, **frozen}
-        return train_autoencoder(tiles, work / name, asked.recipe, pretrained=None, changes=changes, **common)
+        return train_autoencoder(
+            tiles, work / name, asked.recipe, pretrained=None, resume=False, changes=changes, cpu=cpu,
+            workers=asked.workers, wandb_project=None,
+        )  # fmt: skip
 
     a_step = seconds_a_step(lambda steps: trained(f"autoencoder_probe_{steps}", steps))
     spent = clock.done("autoencoder's probe")

@@ -23,15 +23,21 @@ def regions(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     return root
 
 
+def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PROBE", 4), ("LINE", 2), ("AUTOENCODER_PROBE", (2, 4))):
+        monkeypatch.setattr(module, name, value)
+
+
 def test_a_session_leaves_a_model_its_tiles_a_sheet_and_figures(regions, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PROBE", (2, 4))
+    shortened(monkeypatch)
     output = tmp_path / "out"
     told = ["time_budget", str(regions), "--output", str(output), "--recipe", "tiny", "--count", "10"]
     monkeypatch.setattr("sys.argv", [*told, "--minutes", "0.01", "--device", "cpu"])  # spent at once: one step each
     assert module.main() == 0
     found = json.loads((output / "time_budget.json").read_text())
-    assert found["steps"] == 1
-    assert {"tiles", "autoencoder", "latents", "probe", "training", "sampling and figures"} <= set(found["stages"])
+    assert found["steps"] == 5  # the probe and one more
+    stages = {"tiles", "autoencoder", "latents, setting up and probe", "training", "sampling and figures"}
+    assert stages <= set(found["stages"])
     assert {(row["set"], row["level"]) for row in found["figures"]} == {
         (name, level) for name in ("drawn", "floor") for level in ("overview", "patch")
     }
@@ -40,7 +46,7 @@ def test_a_session_leaves_a_model_its_tiles_a_sheet_and_figures(regions, tmp_pat
 
 
 def test_a_folder_of_tiles_is_taken_as_it_is(regions, tmp_path, recipe, tiny_autoencoder, monkeypatch):
-    monkeypatch.setattr(module, "PROBE", (2, 4))
+    shortened(monkeypatch)
     make_tiles(regions, tmp_path / "tiles", recipe)
     told = ["time_budget", str(tmp_path / "tiles"), "--output", str(tmp_path / "out"), "--recipe", "tiny"]
     more = ["--autoencoder", str(tiny_autoencoder), "--count", "10", "--minutes", "0.01", "--device", "cpu"]

@@ -41,15 +41,23 @@ class FeatureEntropyLoss(nn.Module):
 
     def forward(self, z_BD: torch.Tensor, prompt_B: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, for features of length 1 and their prompts' indices in 0..K-1."""
-        return cross_entropy(z_BD.float() @ self.memory_KD.T / self.temperature, prompt_B)
+        return self.terms(z_BD, prompt_B).mean()
+
+    def terms(self, z_BD: torch.Tensor, prompt_B: torch.Tensor) -> torch.Tensor:
+        """What the loss is the mean of: one term a feature, (B,)."""
+        return cross_entropy(z_BD.float() @ self.memory_KD.T / self.temperature, prompt_B, reduction="none")
 
     @torch.no_grad()
     def update(self, z_ND: torch.Tensor, prompt_N: torch.Tensor) -> None:
-        """Move the anchors of the prompts among the N features of one optimiser step (of **all** processes)."""
-        for prompt in prompt_N.unique().tolist():
-            mean_D = z_ND[prompt_N == prompt].float().mean(0)
-            moved = self.momentum * self.memory_KD[prompt] + (1 - self.momentum) * mean_D
-            self.memory_KD[prompt] = normalize(moved, dim=0)
+        """Move the anchors of the prompts among the N features of one optimiser step (of **all** processes).
+
+        A feature whose prompt is -1 moves none. Nothing is read back from a GPU, which would wait for it.
+        """
+        member_KN = (prompt_N == torch.arange(len(self.memory_KD), device=prompt_N.device)[:, None]).float()
+        count_K1 = member_KN.sum(1, keepdim=True)
+        mean_KD = member_KN @ z_ND.float() / count_K1.clamp_min(1)
+        moved_KD = normalize(self.momentum * self.memory_KD + (1 - self.momentum) * mean_KD, dim=1)
+        self.memory_KD.copy_(torch.where(count_K1 > 0, moved_KD, self.memory_KD))
 
 
 def pooled(features_BDHW: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from pathup.tiles.dataset import TileFolder
 from pathup.training.autoencoder import oriented
 
 NOTE_EVERY = 32  # batches between two notes of progress
+READERS = 8  # threads that read tiles
+AHEAD = 3  # batches read ahead
 
 
 def encoder_sha256(vae: AutoencoderKL) -> str:
@@ -123,9 +127,10 @@ class LatentCache:
                 _reserve(partial, shape)
             array = np.lib.format.open_memmap(partial, mode="r+")
             flat = array.reshape(total, *shape[2:])
-            for batch, first in enumerate(range(done, total, batch_size)):
-                items = range(first, min(first + batch_size, total))
-                flat[items.start : items.stop] = self._encode(items, device)
+            starts = range(done, total, batch_size)
+            waiting = (range(first, min(first + batch_size, total)) for first in starts)
+            for batch, (items, pixels) in enumerate(self._loaded(waiting)):
+                flat[items.start : items.stop] = self._encode(pixels, device)
                 if batch % NOTE_EVERY == NOTE_EVERY - 1:
                     array.flush()
                     storage.write_json(note, {"made_from": made_from, "done": items.stop})
@@ -141,17 +146,34 @@ class LatentCache:
             self._array = np.load(self.folder / "latents.npy", mmap_mode="r")
         return torch.from_numpy(self._array[place].astype(np.float32))
 
+    def _loaded(self, batches: Iterator[range]) -> Iterator[tuple[range, torch.Tensor]]:
+        """Pixels of each batch of items, uint8; while one is encoded, the next are read by some threads."""
+        with ThreadPoolExecutor(READERS) as readers:
+            ahead: deque[tuple[range, list[Future[list[torch.Tensor]]]]] = deque()
+            for items in batches:
+                tiles = range(items.start // self.orientations, (items.stop - 1) // self.orientations + 1)
+                ahead.append((items, [readers.submit(self._turned, tile, items) for tile in tiles]))
+                if len(ahead) > AHEAD:
+                    yield _gathered(*ahead.popleft())
+            while ahead:
+                yield _gathered(*ahead.popleft())
+
+    def _turned(self, tile: int, items: range) -> list[torch.Tensor]:
+        """A tile in those of its orientations that are among the items."""
+        pixels, first = self.tiles.pixels(tile), tile * self.orientations
+        turns = orientations_of(tile, self.orientations, self.seed)
+        return [oriented(pixels, turn) for slot, turn in enumerate(turns) if first + slot in items]
+
     @torch.no_grad()
-    def _encode(self, items: range, device: torch.device) -> np.ndarray:
-        images = []
-        for item in items:
-            tile, slot = divmod(item, self.orientations)
-            turn = orientations_of(tile, self.orientations, self.seed)[slot]
-            images.append(oriented(self.tiles.pixels(tile), turn))
-        pixels = torch.stack(images).to(device, self.vae.dtype, memory_format=torch.channels_last) / 127.5 - 1
+    def _encode(self, pixels_BCHW: torch.Tensor, device: torch.device) -> np.ndarray:
+        pixels = pixels_BCHW.to(device).to(self.vae.dtype, memory_format=torch.channels_last) / 127.5 - 1
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
         return latents.to(torch.float16).cpu().numpy()
+
+
+def _gathered(items: range, parts: list[Future[list[torch.Tensor]]]) -> tuple[range, torch.Tensor]:
+    return items, torch.stack([image for part in parts for image in part.result()])
 
 
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:

@@ -6,7 +6,7 @@ import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -28,6 +28,9 @@ from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts, level_of
 from pathup.training.latents import encoder_sha256
+
+if TYPE_CHECKING:
+    from pathup.training.patho_align import PathoAlignTrainer
 
 FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch"}
 """Fields that may differ when a run is resumed: how far it goes and how often it saves, not what it is."""
@@ -123,7 +126,19 @@ def train_encoder(
     return trainer.run(workers=workers)
 
 
-def train_diffusion(
+def train_diffusion(tiles: Path, output: Path, recipe_name: str, *, workers: int, **options: Any) -> Path:
+    """Run `pathup train diffusion`; returns the model's folder. `options` are those of `diffusion_trainer`.
+
+    Raises
+    ------
+    PathUpError
+        As `diffusion_trainer`, or training diverges or finds the disk full.
+    """
+    ask_for_repeatable_kernels()
+    return diffusion_trainer(tiles, output, recipe_name, **options).run(workers=workers)
+
+
+def diffusion_trainer(
     tiles: Path,
     output: Path,
     recipe_name: str,
@@ -135,11 +150,11 @@ def train_diffusion(
     resume: bool,
     changes: dict[str, Any],
     cpu: bool,
-    workers: int,
     wandb_project: str | None,
     gradient_checkpointing: bool,
-) -> Path:
-    """Run `pathup train diffusion`; returns the model's folder.
+    compiled: bool = False,
+) -> PathoAlignTrainer:
+    """What `pathup train diffusion` runs, its folder claimed and nothing trained yet.
 
     Raises
     ------
@@ -149,7 +164,6 @@ def train_diffusion(
     """
     from pathup.training.patho_align import PathoAlignTrainer
 
-    ask_for_repeatable_kernels()
     recipe = changed_recipe(load_recipe(recipe_name), "diffusion", changes)
     if pretrained is None and autoencoder is None:
         raise PathUpError(
@@ -199,10 +213,11 @@ def train_diffusion(
         cpu=cpu,
         wandb_project=wandb_project,
         gradient_checkpointing=gradient_checkpointing,
+        compiled=compiled,
     )
     with processes.main_process_first():
         claim_folder(output, "train diffusion", identity, resume=resume or not processes.is_main_process)
-    return trainer.run(workers=workers)
+    return trainer
 
 
 def _check_parts(parts: Components, source: str) -> None:
