@@ -9,7 +9,7 @@ from torch import nn
 from pathup.errors import PathUpError
 from pathup.model.components import build_components
 from pathup.recipes import recipe_with
-from pathup.training.optimizers import MatrixMuon, inner_weights
+from pathup.training.optimizers import MatrixMuon, fine_weights
 
 
 def descended(weight: nn.Parameter, gradients: list[torch.Tensor]) -> torch.Tensor:
@@ -68,13 +68,18 @@ def test_a_vector_is_refused():
         MatrixMuon([nn.Parameter(torch.zeros(3))], lr=0.01, weight_decay=0.0)
 
 
-def test_first_and_last_layer_and_the_time_stay_with_adamw(recipe):
+def test_levels_that_attend_first_and_last_layer_and_the_time_stay_with_adamw(recipe):
     unet = build_components(recipe).unet
     names = {id(weight): name for name, weight in unet.named_parameters()}
-    chosen = {names[id(weight)] for weight in inner_weights(unet)}
-    assert {name.split(".")[0] for name in chosen} == {"down_blocks", "mid_block", "up_blocks"}
+    chosen = {names[id(weight)] for weight in fine_weights(unet)}
+    attends = recipe.model.unet.attention
+    last = len(attends) - 1
+    fine = {f"down_blocks.{depth}" for depth, one in enumerate(attends) if not one}
+    fine |= {f"up_blocks.{last - depth}" for depth, one in enumerate(attends) if not one}
+    assert fine  # else this would say nothing
+    assert {".".join(name.split(".")[:2]) for name in chosen} == fine
     assert all(name.endswith("weight") for name in chosen)
-    assert not any(".norm" in name and "linear" not in name for name in chosen)
+    assert not any(".norm" in name for name in chosen)
 
 
 def test_with_fp16_it_is_refused_in_one_sentence(recipe):

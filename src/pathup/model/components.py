@@ -159,11 +159,16 @@ def check_tokenizer(
         )
 
 
+POOLING_HEADS = 4
+"""Of the attention that pools a prompt."""
+
+
 def build_unet(recipe: Recipe, latent_channels: int, prompt_width: int) -> UNet2DConditionModel:
     """A `UNet2DConditionModel` with random weights for windows of the recipe's size."""
     spec = recipe.model.unet
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in spec.attention)
     up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(spec.attention))
+    pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": POOLING_HEADS}
     with _Seeded(recipe.diffusion.seed, "unet"):
         return UNet2DConditionModel(
             sample_size=recipe.sampling.window_latent,
@@ -178,6 +183,7 @@ def build_unet(recipe: Recipe, latent_channels: int, prompt_width: int) -> UNet2
             norm_num_groups=spec.norm_groups,
             cross_attention_dim=prompt_width,
             use_linear_projection=True,
+            **(pooled if spec.pooled_prompt else {}),
         )
 
 

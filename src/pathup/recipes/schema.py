@@ -197,6 +197,10 @@ class UNetRecipe(Section):
     layers_per_block: Positive = Field(1, description="residual layers a block")
     head_channels: Positive = Field(32, description="channels of an attention head")
     norm_groups: Positive = Field(32, description="groups of each group normalisation")
+    pooled_prompt: bool = Field(
+        False,
+        description="the prompt, pooled, is added to the embedding of time: levels without attention then know it too",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> UNetRecipe:
@@ -280,9 +284,11 @@ class DiffusionRecipe(Section):
     muon_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Muon's (Jordan et al. 2024), for the matrices inside the U-Net; unset: AdamW steps them too",
+        description="Muon's (Jordan et al. 2024), for the matrices of the U-Net's levels without attention; unset: "
+        "AdamW steps them too",
     )
-    weight_decay: float = Field(0.01, ge=0, description="of either")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    muon_weight_decay: float = Field(0.1, ge=0, description="Muon's")
     warmup_steps: int = Field(0, ge=0, description="the first steps, over which the learning rate rises linearly")
     decay_steps: int = Field(0, ge=0, description="the last steps over which the learning rate falls linearly to 0")
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,34 @@ from pathup import storage
 from pathup.errors import PathUpError
 
 LOSSES = "losses.jsonl"
+
+
+class Watch:
+    """Tells a loss that has jumped up and stays there from one that is noisy.
+
+    It compares the mean of the newest `SPAN` values with the lowest such mean, once there are `LEAST` values.
+    """
+
+    SPAN = 10
+    LEAST = 50
+    FACTOR = 3.0
+    """A run that went off rose to 4 times its loss within 20 steps. Of batches of 4, means of 10 vary by some 15 %."""
+
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=self.SPAN)
+        self._count, self.lowest, self.at = 0, math.inf, 0
+
+    def add(self, step: int, value: float) -> bool:
+        """Whether the loss has gone off with this value, logged at `step`."""
+        self._newest.append(value)
+        self._count += 1
+        if len(self._newest) < self.SPAN:
+            return False
+        mean = sum(self._newest) / self.SPAN
+        if mean < self.lowest:
+            self.lowest, self.at = mean, step
+        return self._count >= self.LEAST and mean > self.FACTOR * self.lowest
+
 
 
 class Journal:
@@ -51,6 +80,7 @@ class Journal:
         self._wandb: Any = None
         self._progress: Progress | None = None
         self._steps, self._first, self._title, self._project = steps, first_step, title, wandb_project
+        self._watch = Watch()
 
     def __enter__(self) -> Self:
         if not self._active:
@@ -112,7 +142,8 @@ class Journal:
         Raises
         ------
         PathUpError
-            A loss is not finite: training has diverged and stops here, with its last checkpoint intact.
+            A loss is not finite, or `L_r` has jumped up and stays there: training has diverged and stops here, with
+            its checkpoints intact.
         """
         for name, value in values.items():
             if not math.isfinite(value):
@@ -120,6 +151,12 @@ class Journal:
                     f"{name} is {value} at step {step}: training has diverged; lower the learning rate or train in "
                     "fp32, and resume from the last checkpoint"
                 )
+        if "L_r" in values and self._watch.add(step, values["L_r"]):
+            raise PathUpError(
+                f"L_r has risen to {values['L_r']:.3g} at step {step} from {self._watch.lowest:.3g} around step "
+                f"{self._watch.at}: training has gone off; remove the checkpoints after step {self._watch.at} from "
+                f"{self._folder / 'checkpoints'} and resume with a lower --learning-rate"
+            )
         if not self._active:
             return
         with (
@@ -147,6 +184,9 @@ class Journal:
         path = self._folder / LOSSES
         if path.exists():
             kept = [line for line in _lines(path) if line["step"] <= step]
+            for line in kept:
+                if "L_r" in line:
+                    self._watch.add(line["step"], line["L_r"])
             storage.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 

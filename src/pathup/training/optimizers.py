@@ -1,4 +1,4 @@
-"""Muon beside AdamW: the weights inside a U-Net are stepped as matrices, all others one number at a time."""
+"""Muon beside AdamW: the weights of fine levels are stepped as matrices, all others one number at a time."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ class MatrixMuon(torch.optim.Muon):
         return loss
 
 
-def inner_weights(unet: UNet2DConditionModel) -> list[nn.Parameter]:
-    """What Muon steps: every weight of two and more axes inside the U-Net's blocks.
+def fine_weights(unet: UNet2DConditionModel) -> list[nn.Parameter]:
+    """What Muon steps: every weight of two and more axes in the U-Net's levels without attention.
 
-    First and last convolution and the embedding of time stay with AdamW, as do biases and norms.
+    The levels that attend to the prompt stay with AdamW, as do the middle, the first and last convolution, the
+    embedding of time, biases and norms: with Muon there, prompts lost their say (docs/results/fidelity.md).
     """
-    blocks = [unet.down_blocks, unet.mid_block, unet.up_blocks]
-    return [weight for block in blocks for weight in block.parameters() if weight.ndim >= 2]
+    blocks = [*unet.down_blocks, *unet.up_blocks]
+    fine = [block for block in blocks if not getattr(block, "has_cross_attention", False)]
+    return [weight for block in fine for weight in block.parameters() if weight.ndim >= 2]

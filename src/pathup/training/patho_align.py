@@ -38,7 +38,7 @@ from pathup.training.batches import Batch, Batches, loss_weights, training_targe
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.latents import LatentCache
-from pathup.training.optimizers import MatrixMuon, inner_weights
+from pathup.training.optimizers import MatrixMuon, fine_weights
 from pathup.training.schedules import ema_decay, learning_rate
 from pathup.training.sheets import image_sheet
 
@@ -108,14 +108,16 @@ class PathoAlignTrainer:
             momentum=spec.feature_entropy.momentum,
             seed=spec.seed,
         ).to(device)
-        matrices = inner_weights(unet) if spec.muon_learning_rate else []
+        matrices = fine_weights(unet) if spec.muon_learning_rate else []
         chosen = {id(weight) for weight in matrices}
         others = [weight for weight in model.parameters() if id(weight) not in chosen]
         self.optimizers: dict[str, Any] = {
             "optimizer": torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
         }
         if spec.muon_learning_rate:
-            self.optimizers["muon"] = MatrixMuon(matrices, spec.muon_learning_rate, spec.weight_decay)
+            self.optimizers["muon"] = MatrixMuon(
+                matrices, spec.muon_learning_rate, spec.muon_weight_decay
+            )
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers.values()]
         self.model, *prepared = self.accelerator.prepare(model, *self.optimizers.values())
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))

@@ -32,8 +32,11 @@ from pathup.training.latents import encoder_sha256
 if TYPE_CHECKING:
     from pathup.training.patho_align import PathoAlignTrainer
 
-FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch"}
-"""Fields that may differ when a run is resumed: how far it goes and how often it saves, not what it is."""
+FREE_TO_CHANGE = {
+    "steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch", "learning_rate",
+    "muon_learning_rate",
+}  # fmt: skip
+"""Fields that may differ when a run is resumed: how far and how fast it goes and how often it saves, not what it is."""
 
 PATIENCE = timedelta(hours=24)
 """How long processes wait for each other: the main one encodes all tiles first."""
@@ -198,6 +201,7 @@ def diffusion_trainer(
             "model": recipe.model.model_dump(mode="json"),
             "diffusion": recipe.diffusion.model_dump(mode="json", exclude=FREE_TO_CHANGE),
         },
+        "muon": recipe.diffusion.muon_learning_rate is not None,  # how fast may change, whether may not
         "tiles": data.fingerprint(),
         "level": level,
         "encoder": encoder_sha256(parts.vae),
