@@ -154,7 +154,7 @@ def test_a_run_may_be_resumed_with_another_learning_rate_and_without_muon_or_wit
     diffusion(tiny_tiles, run, tiny_autoencoder, steps=4, learning_rate=0.0001, **same)
     rates = [json.loads(line)["learning_rate"] for line in (run / "losses.jsonl").read_text().splitlines()]
     assert rates[-1] == 0.0001 and rates[0] == 0.001
-    with pytest.raises(PathUpError, match="holds another run|was begun"):
+    with pytest.raises(PathUpError, match="holds another run"):
         diffusion(tiny_tiles, run, tiny_autoencoder, steps=6, muon_learning_rate=0.01, **same)
 
 
