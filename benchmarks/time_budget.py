@@ -4,8 +4,9 @@
 
 REGIONS is a region table (or what ``pathup tiles`` takes, or a folder that it wrote). Tiles are cut and encoded, the
 speed of training is measured over its first steps, and as many more are taken as leave time for sampling and measuring;
-the learning rate falls over their last share. Without ``--autoencoder`` one is trained first, for
-`--autoencoder-share` of what time is left. DIR then holds ``model`` (as PathUp loads it), the curves of its losses and
+the learning rate falls over their last share. A run whose loss jumps up and stays there goes back to a checkpoint, and
+on at half the rate. Without ``--autoencoder`` one is trained first, for `--autoencoder-share` of what time is left.
+DIR then holds ``model`` (as PathUp loads it), the curves of its losses and
 a sheet of its tiles, ``time_budget.json`` (seconds of each stage, steps, tiles a second), and with ``--count`` above 0
 ``tiles`` drawn from it, ``sheet.png`` of them and ``fidelity.json`` (kernel distance x 1000, recall, grey tiles named
 right, beside the test split, which must be among the tiles, and a floor of real training tiles); everything else lies
@@ -34,6 +35,9 @@ from pathup.sampling.device import choose_device
 from pathup.sampling.runs import GenerateRequest, generate
 from pathup.slides.images import read_image
 from pathup.tiles.making import make_tiles
+from pathup.training.checkpoints import newest_checkpoint, remove_after
+from pathup.training.journal import GoneOffError
+from pathup.training.patho_align import PathoAlignTrainer
 from pathup.training.runs import diffusion_trainer, train_autoencoder
 from pathup.training.sheets import image_sheet
 
@@ -46,8 +50,11 @@ LINE = 20
 AUTOENCODER_PROBE = 20, 80
 """Steps of two short runs: what the longer one takes more is the time of its further steps, without setting up."""
 
+KEEP_EVERY = 500
+"""Steps between two checkpoints, to which a run that has gone off can go back."""
+
 FAR = 1_000_000
-"""Steps between two checkpoints or sheets: none but the last."""
+"""Steps between two sheets: none but the last."""
 
 SHEET = 6
 """Tiles of each class and level on the sheet."""
@@ -134,7 +141,8 @@ def within(asked: argparse.Namespace) -> dict[str, Any]:
         gradient_checkpointing=False, compiled=asked.compile, resume=False, cpu=device.type == "cpu",
         wandb_project=None, changes={
             "batch_size": asked.batch_size, "learning_rate": asked.learning_rate, "orientations": asked.orientations,
-            "steps": PROBE, "decay_steps": 0, "log_every": LINE, "checkpoint_every": FAR, "sample_every": FAR,
+            "steps": PROBE, "decay_steps": 0, "log_every": LINE, "checkpoint_every": KEEP_EVERY,
+            "keep_checkpoints": 3, "sample_every": FAR,
         },
     )  # fmt: skip
     torch.backends.cudnn.benchmark = True  # one shape: the first steps look for the fastest kernels
@@ -142,22 +150,43 @@ def within(asked: argparse.Namespace) -> dict[str, Any]:
     clock.done("latents, setting up and probe")
     a_step = trainer.seconds_a_step or 0.0
     reserve = 60 * asked.minutes * asked.reserve
-    steps = PROBE + affordable(clock.left() - reserve, a_step)
-    model = trainer.go_on(steps, decay_steps=max(1, int(steps * asked.decay_share)), workers=asked.workers)
+    model, steps, slowed = to_the_end(trainer, lambda: affordable(clock.left() - reserve, a_step), asked)
     spent = clock.done("training")
     shutil.rmtree(asked.output / "model", ignore_errors=True)
     shutil.copytree(model, asked.output / "model")
     for picture in (work / "run" / "losses.png", *sorted((work / "run" / "sheets").glob("*.png"))[-1:]):
         shutil.copy(picture, asked.output)
     figures = measured(asked, device, tiles, clock) if asked.count else []
-    seen = trainer.spec.batch_size * (steps - PROBE)
+    seen = trainer.spec.batch_size * (steps - PROBE)  # what was done twice, after a run had gone off, counts once
     told = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type, "minutes": asked.minutes,
         "stages": clock.stages, "steps": steps, "batch_size": trainer.spec.batch_size,
-        "tiles_a_second": seen / spent, "figures": figures,
+        "slowed_down_at": slowed, "tiles_a_second": seen / spent, "figures": figures,
     }  # fmt: skip
     storage.write_json(asked.output / "time_budget.json", told)
     return told
+
+
+def to_the_end(
+    trainer: PathoAlignTrainer, more: Callable[[], int], asked: argparse.Namespace
+) -> tuple[Path, int, list[int]]:
+    """Train as many more steps as fit; a run that goes off goes on from before that, half as fast.
+
+    Returns the model, its steps, and where it was slowed down.
+    """
+    slowed: list[int] = []
+    while True:
+        steps = trainer.step + more()
+        try:
+            model = trainer.go_on(steps, decay_steps=max(1, int(steps * asked.decay_share)), workers=asked.workers)
+            return model, steps, slowed
+        except GoneOffError as error:
+            print(f"{error}; going on from there at half the rate", file=sys.stderr, flush=True)
+            remove_after(trainer.folder / "checkpoints", error.lowest_at)
+            trainer.slow_down(0.5)
+            found = newest_checkpoint(trainer.folder / "checkpoints")
+            trainer.step = found.step if found else 0
+            slowed.append(trainer.step)
 
 
 def trained_autoencoder(asked: argparse.Namespace, clock: Clock, tiles: Path, work: Path, *, cpu: bool) -> Path:

@@ -11,6 +11,7 @@ import benchmarks.time_budget as module
 from pathup.model.pipeline import load_pipeline
 from pathup.recipes import Recipe
 from pathup.tiles.making import make_tiles
+from pathup.training.journal import GoneOffError, Journal
 from tests.tiles.made import save, tissue
 
 
@@ -54,6 +55,35 @@ def test_a_folder_of_tiles_is_taken_as_it_is(regions, tmp_path, recipe, tiny_aut
     assert module.main() == 0
     assert not (tmp_path / "out" / "work" / "tiles").exists()
     assert "autoencoder" not in json.loads((tmp_path / "out/time_budget.json").read_text())["stages"]
+
+
+def test_a_run_that_goes_off_goes_on_from_before_that_and_slower(
+    regions, tmp_path, recipe, tiny_autoencoder, monkeypatch
+):
+    shortened(monkeypatch)
+    monkeypatch.setattr(module, "affordable", lambda seconds, a_step: 6)
+    monkeypatch.setattr(module, "KEEP_EVERY", 2)
+    record, told = Journal.record, []
+
+    def going_off_once(self: Journal, step: int, values: dict[str, float]) -> None:
+        record(self, step, values)
+        if step == 8 and not told:
+            told.append(step)
+            raise GoneOffError("planted", 5)
+
+    monkeypatch.setattr(Journal, "record", going_off_once)
+    make_tiles(regions, tmp_path / "tiles", recipe)
+    line = ["time_budget", str(tmp_path / "tiles"), "--output", str(tmp_path / "out"), "--recipe", "tiny"]
+    more = ["--count", "0", "--autoencoder", str(tiny_autoencoder), "--minutes", "9", "--device", "cpu"]
+    more += ["--learning-rate", "0.001"]
+    monkeypatch.setattr("sys.argv", [*line, *more])
+    assert module.main() == 0
+    assert told
+    found = json.loads((tmp_path / "out/time_budget.json").read_text())
+    assert found["slowed_down_at"] == [4] and found["steps"] == 10  # 4 is the newest checkpoint before step 5
+    rows = [json.loads(row) for row in (tmp_path / "out/work/run/losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+    assert max(row["learning_rate"] for row in rows if row["step"] > 4) <= 0.0005
 
 
 def test_speed_is_that_of_the_further_steps(monkeypatch):

@@ -124,6 +124,13 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
     return None
 
 
+def remove_after(root: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than `step`, so that a run goes on from before."""
+    for folder in root.glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+
+
 def _mark(root: Path) -> Path:
     """A file beside `root` that says that it once held a complete checkpoint."""
     return root.with_name(f".{root.name}.begun")

@@ -19,6 +19,14 @@ from pathup.errors import PathUpError
 LOSSES = "losses.jsonl"
 
 
+class GoneOffError(PathUpError):
+    """A loss has jumped up and stays there. `lowest_at` is the step up to which it was well."""
+
+    def __init__(self, message: str, lowest_at: int) -> None:
+        super().__init__(message)
+        self.lowest_at = lowest_at
+
+
 class Watch:
     """Tells a loss that has jumped up and stays there from one that is noisy.
 
@@ -142,8 +150,9 @@ class Journal:
         Raises
         ------
         PathUpError
-            A loss is not finite, or `L_r` has jumped up and stays there: training has diverged and stops here, with
-            its checkpoints intact.
+            A loss is not finite: training has diverged and stops here, with its last checkpoint intact.
+        GoneOffError
+            `L_r` has jumped up and stays there.
         """
         for name, value in values.items():
             if not math.isfinite(value):
@@ -152,10 +161,11 @@ class Journal:
                     "fp32, and resume from the last checkpoint"
                 )
         if "L_r" in values and self._watch.add(step, values["L_r"]):
-            raise PathUpError(
+            raise GoneOffError(
                 f"L_r has risen to {values['L_r']:.3g} at step {step} from {self._watch.lowest:.3g} around step "
                 f"{self._watch.at}: training has gone off; remove the checkpoints after step {self._watch.at} from "
-                f"{self._folder / 'checkpoints'} and resume with a lower --learning-rate"
+                f"{self._folder / 'checkpoints'} and resume with a lower --learning-rate",
+                self._watch.at,
             )
         if not self._active:
             return

@@ -191,6 +191,10 @@ class PathoAlignTrainer:
         self.recipe, self.spec = self.recipe.model_copy(update={"diffusion": more}), more
         return self.run(workers=workers)
 
+    def slow_down(self, share: float) -> None:
+        """Multiply the learning rates by `share` from the next step on."""
+        self._peaks = [share * peak for peak in self._peaks]
+
     def _fill_cache(self) -> None:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("encoding tiles", total=None)
@@ -253,7 +257,7 @@ class PathoAlignTrainer:
                 told["L_e"] = self._over_processes(entropy)
             if self._scaler is None or torch.isfinite(norm):  # fp16's loss scale overflows now and then by design
                 told["gradient_norm"] = float(norm)
-            return {**told, "learning_rate": spec.learning_rate * share_of_peak}
+            return {**told, "learning_rate": self._peaks[0] * share_of_peak}
 
         return values
 
