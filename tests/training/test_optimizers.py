@@ -44,6 +44,14 @@ def test_a_convolution_is_stepped_in_place_as_its_matrix():
     assert torch.equal(stepped.flatten(1), descended(matrix, [gradient.flatten(1) for gradient in gradients]))
 
 
+def test_weights_may_lie_in_another_order_in_memory():
+    plain = nn.Parameter(torch.randn(5, 4, 3, 3, generator=torch.Generator().manual_seed(1)))
+    turned = nn.Parameter(plain.detach().clone().to(memory_format=torch.channels_last))
+    gradients = gradients_like(plain)
+    assert torch.equal(descended(turned, gradients), descended(plain, gradients))
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_step_is_near_to_orthogonal_and_of_the_same_length_for_any_scale_of_the_loss():
     sizes = []
     for scale in (1e-3, 1.0, 1e3):

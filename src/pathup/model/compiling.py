@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -19,6 +21,7 @@ def compile_blocks(unet: UNet2DConditionModel) -> None:
     """
     config = torch._dynamo.config  # all blocks count as one function, which would be given up after 8 kinds
     config.recompile_limit = max(config.recompile_limit, KINDS)
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own
     middle = unet.mid_block
     parts = [] if middle is None else [*middle.resnets, *middle.attentions]
     for block in [*unet.down_blocks, *unet.up_blocks, *(part for part in parts if part is not None)]:

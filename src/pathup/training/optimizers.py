@@ -13,15 +13,15 @@ from torch import nn
 class MatrixMuon(torch.optim.Muon):
     """Muon (Jordan et al. 2024) for weights of two and more axes: a convolution's counts as the matrix (out, in k k).
 
-    PyTorch's own takes matrices alone. Here each weight W has a twin, its own memory seen as a matrix, and it is the
-    twins that are stepped: ``M <- 0.95 M + 0.05 G``, then ``W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O``,
+    PyTorch's own takes matrices alone. Here each weight W has a twin, the same numbers as a matrix, and it is the twins
+    that are stepped, whatever order the weights lie in memory in: ``M <- 0.95 M + 0.05 G``, then ``W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O``,
     O being the nearest orthogonal matrix (five Newton-Schulz iterations, in bfloat16) of ``0.05 G + 0.95 M``. The
     factor brings steps to the size of AdamW's (Liu et al. 2025), so that learning rates of both are comparable.
 
     Parameters
     ----------
     weights
-        Contiguous parameters of two and more axes, on the device where they stay.
+        Parameters of two and more axes, on the device where they stay.
     lr, weight_decay
         Of every step.
 
@@ -35,16 +35,19 @@ class MatrixMuon(torch.optim.Muon):
         self._weights = list(weights)
         if any(weight.ndim < 2 for weight in self._weights):
             raise ValueError("Muon steps matrices, and a weight here has fewer than two axes")
-        twins = [nn.Parameter(weight.detach().view(len(weight), -1)) for weight in self._weights]
+        twins = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in self._weights]
         super().__init__(twins, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Step by the gradients that the weights have now; clearing these is left to their module."""
         twins = self.param_groups[0]["params"]
         for twin, weight in zip(twins, self._weights, strict=True):
-            twin.grad = None if weight.grad is None else weight.grad.reshape(twin.shape)
+            twin.copy_(weight.flatten(1))
+            twin.grad = None if weight.grad is None else weight.grad.flatten(1)
         loss = super().step(closure)
-        for twin in twins:
+        for twin, weight in zip(twins, self._weights, strict=True):
+            weight.copy_(twin.view(weight.shape))
             twin.grad = None
         return loss
 
