@@ -14,9 +14,10 @@ class MatrixMuon(torch.optim.Muon):
     """Muon (Jordan et al. 2024) for weights of two and more axes: a convolution's counts as the matrix (out, in k k).
 
     PyTorch's own takes matrices alone. Here each weight W has a twin, the same numbers as a matrix, and it is the twins
-    that are stepped, whatever order the weights lie in memory in: ``M <- 0.95 M + 0.05 G``, then ``W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O``,
-    O being the nearest orthogonal matrix (five Newton-Schulz iterations, in bfloat16) of ``0.05 G + 0.95 M``. The
-    factor brings steps to the size of AdamW's (Liu et al. 2025), so that learning rates of both are comparable.
+    that are stepped, whatever order the weights lie in memory in: ``M <- 0.95 M + 0.05 G``, then
+    ``W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O``, O being the nearest orthogonal matrix (five
+    Newton-Schulz iterations, in bfloat16) of ``0.05 G + 0.95 M``. The factor brings steps to the size of AdamW's (Liu
+    et al. 2025), so that learning rates of both are comparable.
 
     Parameters
     ----------
