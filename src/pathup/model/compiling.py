@@ -13,7 +13,7 @@ KINDS = 64
 """Of blocks and shapes that may be compiled: a Stable Diffusion U-Net has 11 parts."""
 
 
-def compile_blocks(unet: UNet2DConditionModel) -> None:
+def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
     """Have `torch.compile` fuse a U-Net's blocks, in place; names of weights stay.
 
     The middle block is compiled in its parts: a hook on it (eq. 3's feature) is set anew at every step, which would
@@ -25,4 +25,4 @@ def compile_blocks(unet: UNet2DConditionModel) -> None:
     middle = unet.mid_block
     parts = [] if middle is None else [*middle.resnets, *middle.attentions]
     for block in [*unet.down_blocks, *unet.up_blocks, *(part for part in parts if part is not None)]:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=backend)
