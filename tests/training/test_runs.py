@@ -35,7 +35,6 @@ def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **chan
         "level": None,
         "latents": None,
         "gradient_checkpointing": False,
-        "compiled": False,
         **QUIET,
     }
     settings |= {key: changes.pop(key) for key in list(changes) if key in settings}
@@ -330,6 +329,20 @@ def test_an_autoencoder_that_does_not_fit_the_unet_is_refused_at_once(tmp_path, 
     with pytest.raises(PathUpError, match="takes latents of 4 channels, but the autoencoder makes 8"):
         diffusion(tiny_tiles, tmp_path / "run", autoencoder=eight / "vae", pretrained=str(four))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_log_tells_whether_prompts_have_a_say(tmp_path, tiny_tiles, tiny_autoencoder, monkeypatch):
+    def gaps(run: Path) -> list[float]:
+        return [json.loads(line).get("prompt_gap") for line in (run / "losses.jsonl").read_text().splitlines()]
+
+    diffusion(tiny_tiles, tmp_path / "listening", tiny_autoencoder, steps=4)
+    assert all(isinstance(gap, float) and gap != 0 for gap in gaps(tmp_path / "listening"))
+    diffusion(tiny_tiles, tmp_path / "neutral", tiny_autoencoder, steps=4, patho_align=False)
+    assert gaps(tmp_path / "neutral") == [None] * len(gaps(tmp_path / "listening"))
+    deaf = PathUpPipeline.encode_prompts
+    monkeypatch.setattr(PathUpPipeline, "encode_prompts", lambda *a, **k: torch.zeros_like(deaf(*a, **k)))
+    diffusion(tiny_tiles, tmp_path / "deaf", tiny_autoencoder, steps=4)
+    assert gaps(tmp_path / "deaf") == [0.0] * len(gaps(tmp_path / "listening"))
 
 
 def test_without_patho_align_every_prompt_is_the_same(tmp_path, tiny_tiles, tiny_autoencoder):

@@ -163,11 +163,12 @@ class PathoAlignTrainer:
             stream = self._stream(workers)
             logged = None
             while self.step < spec.steps:
-                values = self._train_step(stream)
+                last = self.step + 1 == spec.steps
+                told = (self.step + 1) % spec.log_every == 0 or last
+                values = self._train_step(stream, told)
                 self.step += 1
                 journal.advance()
-                last = self.step == spec.steps
-                if self.step % spec.log_every == 0 or last:
+                if told:
                     journal.record(self.step, values())
                     now = self.step, time.perf_counter()
                     if logged is not None:
@@ -218,7 +219,7 @@ class PathoAlignTrainer:
         pinned = self.accelerator.device.type == "cuda"  # so that copying does not wait for the GPU
         yield from DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pinned)
 
-    def _train_step(self, stream: Iterator[Batch]) -> Any:
+    def _train_step(self, stream: Iterator[Batch], logged: bool) -> Any:
         spec, rounds = self.spec, self.spec.gradient_accumulation
         share_of_peak = learning_rate(
             self.step, peak=1.0, warmup=spec.warmup_steps, total=spec.steps, decay=spec.decay_steps
@@ -234,13 +235,14 @@ class PathoAlignTrainer:
         for micro, batch in enumerate(batches):
             together = nullcontext() if micro == rounds - 1 else self.accelerator.no_sync(self.model)
             with together:
-                l_r, l_e, z, told = self._losses(batch)
-                l_r, l_e = l_r / rounds, l_e * share
+                error_B, l_e, z, told = self._losses(batch)
+                l_r, l_e = error_B.mean() / rounds, l_e * share
                 self.accelerator.backward(l_r + spec.feature_entropy.beta * l_e)
             reconstruction.append(l_r.detach())
             entropy.append(l_e.detach())
             features.append(z)
             prompts.append(told)
+        gap = self._prompt_gap(batches[-1], error_B) if logged and spec.patho_align else None
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -253,6 +255,8 @@ class PathoAlignTrainer:
 
         def values() -> dict[str, float]:
             told = {"L_r": self._over_processes(reconstruction)}
+            if gap is not None:
+                told["prompt_gap"] = gap
             if self._with_entropy:
                 told["L_e"] = self._over_processes(entropy)
             if self._scaler is None or torch.isfinite(norm):  # fp16's loss scale overflows now and then by design
@@ -298,21 +302,37 @@ class PathoAlignTrainer:
         return self.spec.feature_entropy.enabled and self.spec.patho_align
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_r (mean), L_e (sum over terms), the detached features and their prompts (-1 where one does not count)."""
+        """Errors (B,), L_e (sum over terms), the detached features and their prompts (-1 where one does not count)."""
+        error_B, z = self._errors(batch, self.model)
+        counted = self._counted(batch)
+        l_e = error_B.new_zeros(())
+        if self._with_entropy:
+            l_e = (self.entropy.terms(z, batch.prompt_B) * counted).sum()
+        return error_B, l_e, z.detach(), torch.where(counted, batch.prompt_B, -1)
+
+    def _errors(self, batch: Batch, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each sample's weighed squared error, (B,), and its feature z."""
         scheduler = self.parts.scheduler
         noisy = scheduler.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.timestep_B)
         dropped = batch.dropped_B[:, None, None]
         prompts = torch.where(dropped, self._empty_1LD, self._prompts_KLD[batch.prompt_B])
         unprompted = self._with_entropy and self.spec.feature_entropy.source == "unprompted"
         empty = self._empty_1LD.expand_as(prompts) if unprompted else None
-        prediction, z = self.model(noisy, batch.timestep_B, prompts, empty, batch.mpp_B)
-        error = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
-        l_r = (loss_weights(scheduler, batch.timestep_B, self.spec.min_snr_gamma) * error).mean()
-        counted = self._counted(batch)
-        l_e = l_r.new_zeros(())
-        if self._with_entropy:
-            l_e = (self.entropy.terms(z, batch.prompt_B) * counted).sum()
-        return l_r, l_e, z.detach(), torch.where(counted, batch.prompt_B, -1)
+        prediction, z = model(noisy, batch.timestep_B, prompts, empty, batch.mpp_B)
+        error_B = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
+        return loss_weights(scheduler, batch.timestep_B, self.spec.min_snr_gamma) * error_B, z
+
+    def _prompt_gap(self, batch: Batch, own_B: torch.Tensor) -> float:
+        """How much larger than its `own_B` the error is with a neighbour's prompt: 0 where prompts have no say.
+
+        Over the samples that have a prompt, and another than their neighbour.
+        """
+        neighbours = batch.prompt_B.roll(1)
+        counted = (neighbours != batch.prompt_B) & ~batch.dropped_B
+        other_B, _ = self._errors(batch._replace(prompt_B=neighbours), self.trained)  # a wrapper awaits a backward pass
+        sums = torch.stack([(error_B.detach() * counted).sum() for error_B in (own_B, other_B)])
+        own, other = self.accelerator.reduce(sums, reduction="sum")
+        return float(other / own.clamp_min(1e-12) - 1)
 
     @torch.no_grad()
     def _update_average(self) -> None:
