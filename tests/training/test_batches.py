@@ -21,6 +21,17 @@ def test_min_snr_weighs_every_target_like_the_same_error_of_the_clean_latent(kin
     assert torch.equal(loss_weights(scheduler, steps, None), torch.ones(4))
 
 
+def test_with_an_offset_of_one_errors_of_v_count_whole_at_high_noise_and_as_min_snr_at_low():
+    scheduler = DDIMScheduler(prediction_type="v_prediction")
+    alpha_bar = scheduler.alphas_cumprod
+    snr = alpha_bar / (1 - alpha_bar)
+    weights = loss_weights(scheduler, torch.arange(1000), 5.0, 1.0)
+    assert torch.allclose(weights[snr <= 4], torch.ones(int((snr <= 4).sum())))  # SNR + 1 is under the cap of 5
+    assert torch.allclose(weights[snr > 4], 5 / (snr[snr > 4] + 1))
+    low = snr >= 5  # both are capped there
+    assert torch.allclose(weights[low], loss_weights(scheduler, torch.arange(1000), 5.0)[low])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_target_gives_back_the_clean_latent(kind):
     scheduler = DDIMScheduler(prediction_type=kind)

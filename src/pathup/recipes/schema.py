@@ -294,6 +294,12 @@ class DiffusionRecipe(Section):
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     prompt_dropout: Fraction = Field(0.1, description="share of samples trained on the empty prompt, for guidance")
     min_snr_gamma: float | None = Field(None, gt=0, description="Hang et al. 2023; unset: every step weighs the same")
+    min_snr_offset: float = Field(
+        0.0,
+        ge=0,
+        description="added to the signal-to-noise ratio before `min_snr_gamma` caps it; 1: errors of v count whole at "
+        "high noise, where the layout is decided",
+    )
     orientations: int = Field(
         1,
         ge=1,

@@ -65,16 +65,19 @@ class Batches(Dataset[Batch]):
         return latents, noise, timestep, torch.tensor(self._prompt[tile]), dropped, torch.tensor(self._mpp[tile])
 
 
-def loss_weights(scheduler: SchedulerMixin, timestep_B: torch.Tensor, gamma: float | None) -> torch.Tensor:
-    """The weight of each sample's error, (B,): 1, or min-SNR's (Hang et al. 2023) for what the model predicts.
+def loss_weights(
+    scheduler: SchedulerMixin, timestep_B: torch.Tensor, gamma: float | None, offset: float = 0.0
+) -> torch.Tensor:
+    """The weight of each sample's error, (B,): 1, or ``min(SNR + offset, gamma)`` on the error of x0.
 
-    ``min(SNR, gamma)`` on the error of x0, which is that over SNR for noise and over SNR + 1 for v.
+    Offset 0 is min-SNR (Hang et al. 2023). Errors of noise and of v are SNR and SNR + 1 times those of x0, so with
+    offset 1 errors of v count whole at high noise, and less where SNR + 1 is beyond gamma.
     """
     if gamma is None:
         return torch.ones(len(timestep_B), device=timestep_B.device)
     alpha_bar = scheduler.alphas_cumprod.to(timestep_B.device)[timestep_B]
     snr = (alpha_bar / (1 - alpha_bar)).clamp_min(1e-8)
-    capped = snr.clamp_max(gamma)
+    capped = (snr + offset).clamp_max(gamma)
     kind = scheduler.config.prediction_type
     return capped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
 

@@ -320,7 +320,8 @@ class PathoAlignTrainer:
         empty = self._empty_1LD.expand_as(prompts) if unprompted else None
         prediction, z = model(noisy, batch.timestep_B, prompts, empty, batch.mpp_B)
         error_B = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
-        return loss_weights(scheduler, batch.timestep_B, self.spec.min_snr_gamma) * error_B, z
+        spec = self.spec
+        return loss_weights(scheduler, batch.timestep_B, spec.min_snr_gamma, spec.min_snr_offset) * error_B, z
 
     def _prompt_gap(self, batch: Batch, own_B: torch.Tensor) -> float:
         """How much larger than its `own_B` the error is with a neighbour's prompt: 0 where prompts have no say.
