@@ -81,7 +81,7 @@ def test_a_run_that_goes_off_goes_on_from_before_that_and_slower(
     assert told
     found = json.loads((tmp_path / "out/time_budget.json").read_text())
     assert found["slowed_down_at"] == [4] and found["steps"] == 10  # 4 is the newest checkpoint before step 5
-    rows = [json.loads(row) for row in (tmp_path / "out/work/run/losses.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (tmp_path / "out" / "work" / "run" / "losses.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
     assert max(row["learning_rate"] for row in rows if row["step"] > 4) <= 0.0005
 

@@ -93,7 +93,7 @@ def diffusion(
     latents: Annotated[Path | None, typer.Option(help="Folder of the latent cache, to share between runs.")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Fuse the U-Net's blocks: a minute first, faster steps on a GPU.")
+        bool, typer.Option("--compile", help="Fuse the U-Net's blocks: some minutes first, then faster steps.")
     ] = False,
     cpu: Cpu = False,
     workers: Workers = 0,

@@ -54,7 +54,6 @@ class Watch:
         return self._count >= self.LEAST and mean > self.FACTOR * self.lowest
 
 
-
 class Journal:
     """The record of one run, in its folder. Only the main process writes.
 

@@ -115,9 +115,7 @@ class PathoAlignTrainer:
             "optimizer": torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
         }
         if spec.muon_learning_rate:
-            self.optimizers["muon"] = MatrixMuon(
-                matrices, spec.muon_learning_rate, spec.muon_weight_decay
-            )
+            self.optimizers["muon"] = MatrixMuon(matrices, spec.muon_learning_rate, spec.muon_weight_decay)
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers.values()]
         self.model, *prepared = self.accelerator.prepare(model, *self.optimizers.values())
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
@@ -323,17 +321,17 @@ class PathoAlignTrainer:
         spec = self.spec
         return loss_weights(scheduler, batch.timestep_B, spec.min_snr_gamma, spec.min_snr_offset) * error_B, z
 
-    def _prompt_gap(self, batch: Batch, own_B: torch.Tensor) -> float:
+    def _prompt_gap(self, batch: Batch, own_B: torch.Tensor) -> float | None:
         """How much larger than its `own_B` the error is with a neighbour's prompt: 0 where prompts have no say.
 
-        Over the samples that have a prompt, and another than their neighbour.
+        Over the samples that have a prompt, and another than their neighbour; None where there are none.
         """
         neighbours = batch.prompt_B.roll(1)
         counted = (neighbours != batch.prompt_B) & ~batch.dropped_B
         other_B, _ = self._errors(batch._replace(prompt_B=neighbours), self.trained)  # a wrapper awaits a backward pass
         sums = torch.stack([(error_B.detach() * counted).sum() for error_B in (own_B, other_B)])
         own, other = self.accelerator.reduce(sums, reduction="sum")
-        return float(other / own.clamp_min(1e-12) - 1)
+        return float(other / own - 1) if own > 0 else None
 
     @torch.no_grad()
     def _update_average(self) -> None:
