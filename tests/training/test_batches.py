@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from pathup.training.batches import Batch, loss_weights, training_target
+from pathup.training.batches import Batch, loss_weights, multiscale_error, shifted_timesteps, training_target
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
@@ -30,6 +30,52 @@ def test_with_an_offset_of_one_errors_of_v_count_whole_at_high_noise_and_as_min_
     assert torch.allclose(weights[snr > 4], 5 / (snr[snr > 4] + 1))
     low = snr >= 5  # both are capped there
     assert torch.allclose(weights[low], loss_weights(scheduler, torch.arange(1000), 5.0)[low])
+
+
+def test_without_weight_the_multiscale_error_is_the_mean_square():
+    error = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(multiscale_error(error, 0.0), error.square().mean((1, 2, 3)))
+
+
+def test_multiscale_error_equals_a_slow_loop_over_the_scales():
+    error = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    wanted = error.square().mean((1, 2, 3))
+    for scale in (2, 4):  # 8 would leave 2 x 3 averages, fewer than 4 a side
+        rows, columns = 16 // scale, 24 // scale
+        averages = torch.empty(2, 3, rows, columns)
+        for row in range(rows):
+            for column in range(columns):
+                part = error[:, :, scale * row : scale * (row + 1), scale * column : scale * (column + 1)]
+                averages[:, :, row, column] = part.mean((2, 3))
+        wanted = wanted + 0.25 * scale * averages.square().mean((1, 2, 3))
+    assert torch.allclose(multiscale_error(error, 0.25), wanted, rtol=1e-5)
+
+
+def test_a_multiscale_error_is_least_at_the_mean_of_what_is_possible():
+    # else the model would learn another prediction than the one that the sampler needs
+    possible = torch.randn(5, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    guess = torch.zeros(1, 2, 16, 16, requires_grad=True)
+    optimizer = torch.optim.LBFGS([guess], max_iter=200, tolerance_grad=1e-9)
+
+    def loss():
+        optimizer.zero_grad()
+        value = multiscale_error(guess - possible, 1.0).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert torch.allclose(guess.detach(), possible.mean(0, keepdim=True), atol=1e-4)
+
+
+def test_a_shift_moves_every_timestep_to_that_much_stronger_noise():
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+    sigma = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+    assert torch.equal(shifted_timesteps(scheduler, 1.0), torch.arange(1000))
+    moved = shifted_timesteps(scheduler, 2.0)
+    inner = torch.arange(20, 950)  # below, a timestep is a tenth of the noise; above, the schedule ends
+    assert torch.allclose(sigma[moved][inner], 2 * sigma[inner], rtol=0.05)
+    assert moved[-1] == 999
+    assert (moved.diff() >= 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

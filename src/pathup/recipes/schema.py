@@ -300,6 +300,18 @@ class DiffusionRecipe(Section):
         description="added to the signal-to-noise ratio before `min_snr_gamma` caps it; 1: errors of v count whole at "
         "high noise, where the layout is decided",
     )
+    multiscale_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the errors of the prediction averaged over 2, 4, 8, ... positions (Hoogeboom et al. 2023): "
+        "more say for the layout beside the texture",
+    )
+    timestep_shift: float = Field(
+        1.0,
+        gt=0,
+        description="how many times stronger than even draws' the noise of the trained timesteps is (Hoogeboom et al. "
+        "2023); above 1: more tiles at high noise",
+    )
     orientations: int = Field(
         1,
         ge=1,

@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
+from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset
 
 from pathup import draws
 from pathup.recipes import DiffusionRecipe
 from pathup.training.latents import LatentCache
 from pathup.training.schedules import TileOrder
+
+_COARSEST = 4
+"""Positions a side of the coarsest averages of `multiscale_error`."""
 
 
 class Batch(NamedTuple):
@@ -33,11 +37,12 @@ class Batches(Dataset[Batch]):
         cache: LatentCache,
         spec: DiffusionRecipe,
         prompts: list[tuple[str, str]],
-        timesteps: int,
+        scheduler: SchedulerMixin,
         rank: int,
         world: int,
     ) -> None:
-        self._cache, self._spec, self._timesteps = cache, spec, timesteps
+        self._cache, self._spec = cache, spec
+        self._timesteps = shifted_timesteps(scheduler, spec.timestep_shift)
         self._rank, self._world = rank, world
         groups = [(record.label, record.level) for record in cache.tiles.records]
         self._prompt = [prompts.index(group) for group in groups]
@@ -58,7 +63,7 @@ class Batches(Dataset[Batch]):
         tile = self._order[position]
         generator = draws.torch_generator(self._spec.seed, "sample", position)
         slot = int(torch.randint(self._cache.orientations, (1,), generator=generator))
-        timestep = torch.randint(self._timesteps, (1,), generator=generator)[0]
+        timestep = self._timesteps[torch.randint(len(self._timesteps), (1,), generator=generator)[0]]
         dropped = torch.rand(1, generator=generator)[0] < self._spec.prompt_dropout
         latents = self._cache[tile, slot]
         noise = torch.randn(latents.shape, generator=generator)
@@ -80,6 +85,35 @@ def loss_weights(
     capped = (snr + offset).clamp_max(gamma)
     kind = scheduler.config.prediction_type
     return capped / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
+
+
+def shifted_timesteps(scheduler: SchedulerMixin, shift: float) -> torch.Tensor:
+    """Which timestep is trained where an even draw falls on t, (T,): the one whose noise is `shift` times t's.
+
+    Noise is ``sigma = sqrt((1 - alpha_bar) / alpha_bar)``, beside a clean latent of weight 1. A shift of s has the
+    model trained as on a schedule whose logarithm of the SNR is less by 2 ln s (Hoogeboom et al. 2023, equation 4), by
+    the timesteps of its own schedule. 1 leaves every timestep where it is.
+    """
+    alpha_bar = scheduler.alphas_cumprod.double().cpu()
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    return torch.searchsorted(sigma, shift * sigma).clamp_max(len(sigma) - 1)
+
+
+def multiscale_error(error_BCHW: torch.Tensor, weight: float) -> torch.Tensor:
+    """The mean squared error of each sample, (B,), with more say for what is coarse.
+
+    ``mean |e|^2 + weight * sum_k 2^k mean |e averaged over 2^k x 2^k|^2``, k = 1, 2, ... down to 4 x 4 averages: the
+    multiscale loss of Hoogeboom et al. (2023). What an image is made of at large (where the tissue ends, its colour)
+    is a vanishing share of a plain squared error, and is decided at high noise alone. Any such sum is least at the
+    same prediction, the mean of all that is possible. Averages over still more would add little but noise: most of
+    their error cannot be known.
+    """
+    total_B = error_BCHW.square().mean((1, 2, 3))
+    scale = 1
+    while weight and all(side % 2 == 0 and side >= 2 * _COARSEST for side in error_BCHW.shape[2:]):
+        error_BCHW, scale = avg_pool2d(error_BCHW, 2), 2 * scale
+        total_B = total_B + weight * scale * error_BCHW.square().mean((1, 2, 3))
+    return total_B
 
 
 def training_target(scheduler: SchedulerMixin, batch: Batch) -> torch.Tensor:

@@ -9,6 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from pathup.recipes import DiffusionRecipe
+
 
 class MatrixMuon(torch.optim.Muon):
     """Muon (Jordan et al. 2024) for weights of two and more axes: a convolution's counts as the matrix (out, in k k).
@@ -62,3 +64,17 @@ def fine_weights(unet: UNet2DConditionModel) -> list[nn.Parameter]:
     blocks = [*unet.down_blocks, *unet.up_blocks]
     fine = [block for block in blocks if not getattr(block, "has_cross_attention", False)]
     return [weight for block in fine for weight in block.parameters() if weight.ndim >= 2]
+
+
+def build_optimizers(model: nn.Module, unet: UNet2DConditionModel, spec: DiffusionRecipe) -> dict[str, Any]:
+    """The optimisers of all of a model's parameters, by the names that checkpoints keep them under.
+
+    AdamW, and Muon for the `fine_weights` where the recipe gives it a learning rate.
+    """
+    matrices = fine_weights(unet) if spec.muon_learning_rate else []
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    adamw = torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
+    if not spec.muon_learning_rate:
+        return {"optimizer": adamw}
+    return {"optimizer": adamw, "muon": MatrixMuon(matrices, spec.muon_learning_rate, spec.muon_weight_decay)}

@@ -34,11 +34,11 @@ from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.recipes import Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts
-from pathup.training.batches import Batch, Batches, loss_weights, training_target
+from pathup.training.batches import Batch, Batches, loss_weights, multiscale_error, training_target
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.latents import LatentCache
-from pathup.training.optimizers import MatrixMuon, fine_weights
+from pathup.training.optimizers import build_optimizers
 from pathup.training.schedules import ema_decay, learning_rate
 from pathup.training.sheets import image_sheet
 
@@ -108,14 +108,7 @@ class PathoAlignTrainer:
             momentum=spec.feature_entropy.momentum,
             seed=spec.seed,
         ).to(device)
-        matrices = fine_weights(unet) if spec.muon_learning_rate else []
-        chosen = {id(weight) for weight in matrices}
-        others = [weight for weight in model.parameters() if id(weight) not in chosen]
-        self.optimizers: dict[str, Any] = {
-            "optimizer": torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
-        }
-        if spec.muon_learning_rate:
-            self.optimizers["muon"] = MatrixMuon(matrices, spec.muon_learning_rate, spec.muon_weight_decay)
+        self.optimizers = build_optimizers(model, unet, spec)
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers.values()]
         self.model, *prepared = self.accelerator.prepare(model, *self.optimizers.values())
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
@@ -209,7 +202,7 @@ class PathoAlignTrainer:
             self.cache,
             spec,
             self.prompts,
-            timesteps=len(self.parts.scheduler.alphas_cumprod),
+            self.parts.scheduler,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
@@ -317,8 +310,8 @@ class PathoAlignTrainer:
         unprompted = self._with_entropy and self.spec.feature_entropy.source == "unprompted"
         empty = self._empty_1LD.expand_as(prompts) if unprompted else None
         prediction, z = model(noisy, batch.timestep_B, prompts, empty, batch.mpp_B)
-        error_B = (prediction.float() - training_target(scheduler, batch)).square().mean((1, 2, 3))
         spec = self.spec
+        error_B = multiscale_error(prediction.float() - training_target(scheduler, batch), spec.multiscale_weight)
         return loss_weights(scheduler, batch.timestep_B, spec.min_snr_gamma, spec.min_snr_offset) * error_B, z
 
     def _prompt_gap(self, batch: Batch, own_B: torch.Tensor) -> float | None:
