@@ -2,9 +2,9 @@
 
     python benchmarks/fidelity.py TILES --output DIR --sets old=models/atlas new=RUN/model new_g1=RUN/model,guidance=1
 
-A set is NAME=MODEL, then any values of sampling (guidance, steps, scheduler), all of one seed. A row holds, for a
-level and a network, the kernel distance x 1000 to the test split, precision, recall and coverage, and how often
-a classifier of real grey tiles names the class. The floor is as many real training tiles, of the same classes.
+A set is NAME=MODEL, then any values of sampling (guidance, steps, step_power, scheduler), all of one seed. A row holds,
+for a level and a network, the kernel distance x 1000 to the test split, precision, recall and coverage, and how often a
+classifier of real grey tiles names the class. The floor is as many real training tiles, of the same classes.
 ``--reconstructions NAME=MODEL`` are of test tiles, and stand beside these themselves; ``paired`` is their kernel
 distance without the pairs of a tile and its own reconstruction (see `paired_kernel_distance`). Tiles and features that
 are there already are kept. Writes ``fidelity.json`` and ``fidelity.md`` into DIR.
@@ -38,7 +38,7 @@ def wanted(text: str) -> tuple[str, Path, dict[str, Any]]:
     name, _, rest = text.partition("=")
     model, *values = rest.split(",")
     named = dict(value.split("=", 1) for value in values)
-    kinds = {"guidance": float, "steps": int, "scheduler": str}
+    kinds = {"guidance": float, "steps": int, "scheduler": str, "step_power": float}
     return name, Path(model), {key: kinds[key](value) for key, value in named.items()}
 
 

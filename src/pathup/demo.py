@@ -36,7 +36,7 @@ from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.runs import GenerateRequest, generate
 from pathup.sampling.settings import check_size, resolve_settings
-from pathup.sampling.tracking import forwards_of, last_timesteps
+from pathup.sampling.tracking import all_timesteps, forwards_of
 
 __all__ = ["FILES", "DemoRequest", "demonstrate", "main"]
 
@@ -186,7 +186,7 @@ def _demonstrated(request: DemoRequest) -> dict[str, Any]:
         _write_png(_preview(request.out / "slide.ome.tiff"), request.out / "slide.png")
     seconds["total"] = round(time.perf_counter() - started, 2)
 
-    timesteps = last_timesteps(pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0)
+    timesteps = all_timesteps(pipeline.make_scheduler(settings.scheduler), settings)
     forwards = {
         "classes.png": forwards_of(count * len(timesteps), settings.guidance),
         "slide.ome.tiff": report.forwards,

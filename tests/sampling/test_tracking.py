@@ -16,7 +16,7 @@ from pathup.sampling.fusion import window_bands
 from pathup.sampling.layouts import plain_layout
 from pathup.sampling.schedule import WindowSchedule
 from pathup.sampling.states import FileStates, MemoryStates
-from pathup.sampling.tracking import denoise, denoise_states, forwards_of, last_timesteps, noised
+from pathup.sampling.tracking import all_timesteps, denoise, denoise_states, forwards_of, last_timesteps, noised
 from tests.sampling.reference import algorithm_1
 
 SCHEDULERS = ["ddim", "dpmpp_2m", "unipc", "euler"]
@@ -177,6 +177,17 @@ def test_pure_noise_start(pipeline: PathUpPipeline) -> None:
         schedule = WindowSchedule(12, 12, 8, 4, len(timesteps))
         result = denoise(oracle, start, schedule, scheduler, timesteps, conditions=_conditions(oracle))  # type: ignore[arg-type]
         torch.testing.assert_close(result, torch.full_like(result, -0.4), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpmpp_2m"])
+def test_steps_at_high_noise_still_end_at_the_clean_image(pipeline: PathUpPipeline, name: str) -> None:
+    scheduler = pipeline.make_scheduler(name)
+    timesteps = all_timesteps(scheduler, pipeline.sampling.model_copy(update={"steps": 8, "step_power": 1.5}))
+    oracle = _Oracle(pipeline, -0.4)
+    schedule = WindowSchedule(12, 12, 8, 4, len(timesteps))
+    start = canvas_noise((4, 12, 12), 0) * scheduler.init_noise_sigma
+    result = denoise(oracle, start, schedule, scheduler, timesteps, conditions=_conditions(oracle))  # type: ignore[arg-type]
+    torch.testing.assert_close(result, torch.full_like(result, -0.4), rtol=0, atol=0.01)
 
 
 def test_strength_is_a_share_of_the_schedule(pipeline: PathUpPipeline) -> None:

@@ -29,6 +29,13 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same image.")] = 0,
     count: Annotated[int, typer.Option(help="How many images of each class.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Steps of the scheduler. [default: the model's]")] = None,
+    step_power: Annotated[
+        float | None,
+        typer.Option(
+            help="1: steps evenly spread; above: more of them at high noise, for tiles and overviews. "
+            "[default: the model's]"
+        ),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is none and twice as fast. [default: the model's]")
     ] = None,
@@ -127,6 +134,7 @@ def generate(
         seed=seed,
         count=count,
         steps=steps,
+        step_power=step_power,
         guidance=guidance,
         strength=strength,
         scheduler=scheduler,

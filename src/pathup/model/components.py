@@ -48,6 +48,10 @@ SCHEDULER_CLASSES = (
 noise schedule, and can begin in the middle of it, as a canvas does."""
 
 
+RESPACED = (UniPCMultistepScheduler, DPMSolverMultistepScheduler)
+"""Schedulers that step from any timestep to any other."""
+
+
 @dataclass
 class Components:
     """What a Stable Diffusion folder holds, in its own names, and what takes in the scale, where something does."""
@@ -250,8 +254,11 @@ def make_scheduler(name: str, config: Any) -> Any:
     return kind.from_config(settings)
 
 
-def set_steps(scheduler: Any, steps: int) -> None:
-    """Set a scheduler to `steps` timesteps.
+def set_steps(scheduler: Any, steps: int, power: float = 1.0) -> None:
+    """Set a scheduler to `steps` timesteps, the n-th of N (from 0) being ``T (1 - (n / N) ** power) - 1``.
+
+    A power of 1 is the scheduler's own even spread. Above 1 more of the steps are at high noise. Only `RESPACED`
+    schedulers can do that; the steps of others are evenly spread whatever the power.
 
     Raises
     ------
@@ -271,6 +278,23 @@ def set_steps(scheduler: Any, steps: int) -> None:
             f"{steps} steps cannot be spread over this model's noise schedule of {trained} timesteps with "
             f"{type(scheduler).__name__}; {fitting} can"
         )
+    if power != 1 and isinstance(scheduler, RESPACED):
+        _respace(scheduler, steps, power)
+
+
+def _respace(scheduler: Any, steps: int, power: float) -> None:
+    """Replace what these schedulers keep of their steps: timesteps, and sigmas that end in 0."""
+    trained = int(scheduler.config.num_train_timesteps)
+    spread = trained * (1 - (torch.arange(steps, dtype=torch.float64) / steps) ** power)
+    taken = (spread.round().long() - 1).clamp_min(0)
+    if len(taken.unique()) < steps:
+        raise PathUpError(
+            f"{steps} steps are too many for this model's noise schedule of {trained} timesteps with step_power "
+            f"{power:g}, by which the first ones would be one timestep; take fewer, or step_power 1"
+        )
+    alpha_bar = scheduler.alphas_cumprod.double()[taken]
+    sigmas = torch.cat([((1 - alpha_bar) / alpha_bar).sqrt(), torch.zeros(1)]).float()
+    scheduler.timesteps, scheduler.sigmas = taken, sigmas
 
 
 def _within_schedule(scheduler: Any, trained: int) -> bool:

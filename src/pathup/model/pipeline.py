@@ -242,6 +242,7 @@ class PathUpPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         scheduler: str | None = None,
+        step_power: float | None = None,
         mpp: float | None = None,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
@@ -258,7 +259,7 @@ class PathUpPipeline(DiffusionPipeline):
         seed, first_index
             Image i of a label is a function of (seed, label, level, first_index + i) alone. Without a seed one
             is drawn from `generator` or, without that, from torch's running generator.
-        num_inference_steps, guidance_scale, scheduler
+        num_inference_steps, guidance_scale, scheduler, step_power
             Unset: the model's own `sampling` values.
         mpp
             Micrometres a pixel, for a model that takes in scales; unset: the level's own.
@@ -288,7 +289,11 @@ class PathUpPipeline(DiffusionPipeline):
         shape = (self.latent_channels, side, side)
         noise = [draws.normal(shape, seed, name, level, first_index + i) for name in labels for i in range(num_images)]
         steps = make_scheduler(scheduler or defaults.scheduler, self.scheduler.config)
-        set_steps(steps, defaults.steps if num_inference_steps is None else num_inference_steps)
+        set_steps(
+            steps,
+            defaults.steps if num_inference_steps is None else num_inference_steps,
+            defaults.step_power if step_power is None else step_power,
+        )
         # in single precision: half cannot hold the noise that some schedulers begin with
         latents = torch.stack(noise).to(self.compute_device) * steps.init_noise_sigma
         for index, timestep in enumerate(self.progress_bar(steps.timesteps)):

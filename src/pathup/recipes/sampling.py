@@ -18,6 +18,14 @@ class SamplingRecipe(Section):
         "ddim", description="`ddim`, `dpmpp_2m`, `unipc`, `euler`, or the class of another diffusers scheduler"
     )
     steps: Positive = Field(50, description="timesteps of the scheduler, from pure noise")
+    step_power: float = Field(
+        1.0,
+        ge=1,
+        le=3,
+        description="of what is drawn from pure noise (tiles, overviews): the n-th of N timesteps of T is `T (1 - (n / "
+        "N)^step_power)`; above 1, more steps at high noise, where the layout is decided. Of `unipc` and `dpmpp_2m`; "
+        "others spread their steps evenly",
+    )
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance; 1 is none")
     strength: float = Field(
         0.6,

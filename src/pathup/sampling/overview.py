@@ -21,7 +21,7 @@ from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.schedule import WindowSchedule, window_schedule
 from pathup.sampling.states import MemoryStates, States
 from pathup.sampling.tissue import GLASS_RGB, TissueDecoder, TissuePlaces
-from pathup.sampling.tracking import Progress, denoise_states, last_timesteps
+from pathup.sampling.tracking import Progress, all_timesteps, denoise_states
 
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
@@ -111,7 +111,7 @@ def overview_schedule(
     height, width = (max(side // pipeline.factor, settings.window_latent) for side in size_px)
     overlap = settings.overlap_latent // (2 if settings.windows == "shifted" and not layout.has_glass else 1)
     plain = settings.model_copy(update={"windows": "overlapped", "overlap_latent": overlap})
-    steps = len(last_timesteps(pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0))
+    steps = len(all_timesteps(pipeline.make_scheduler(settings.scheduler), settings))
     return window_schedule(plain, height, width, steps, draws.seed_of(seed, *keys, "overview"))
 
 
@@ -170,7 +170,7 @@ def draw_overview(
     level = sampling_levels(pipeline).overview
     schedule = overview_schedule(pipeline, size_px, settings, layout, seed, keys)
     scheduler: Any = pipeline.make_scheduler(settings.scheduler)
-    timesteps = last_timesteps(scheduler, settings.steps, 1.0)
+    timesteps = all_timesteps(scheduler, settings)
     shape = (pipeline.latent_channels, schedule.height, schedule.width)
     states = MemoryStates(shape[1:]) if states is None else states
     if states.latest is None and processes.is_main:

@@ -39,6 +39,7 @@ class GenerateRequest:
     seed: int = 0
     count: int = 1
     steps: int | None = None
+    step_power: float | None = None
     guidance: float | None = None
     strength: float | None = None
     scheduler: str | None = None

@@ -136,6 +136,7 @@ def _prepared(request: GenerateRequest) -> tuple[Run, Format | None]:
         scheduler=request.scheduler,
         windows=request.windows,
         window_weight=request.window_weight,
+        step_power=request.step_power,
         overlap_latent=request.overlap,
         window_batch=request.window_batch,
     )

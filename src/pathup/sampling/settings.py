@@ -34,7 +34,7 @@ def resolve_settings(pipeline: PathUpPipeline, **overrides: Any) -> SamplingReci
         name = str(first["loc"][0]) if first["loc"] else "sampling"
         message = first["msg"].removeprefix("Value error, ")
         raise PathUpError(f"{name} {first['input']!r}: {message[0].lower()}{message[1:]}") from None
-    set_steps(pipeline.make_scheduler(settings.scheduler), settings.steps)
+    set_steps(pipeline.make_scheduler(settings.scheduler), settings.steps, settings.step_power)
     return settings
 
 

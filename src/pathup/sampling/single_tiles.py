@@ -10,7 +10,7 @@ import numpy as np
 from pathup.sampling.image_folder import claim, indices_of, name_of, row_of
 from pathup.sampling.outputs import ImageFile, as_band, is_complete, write_image, write_metadata
 from pathup.sampling.requests import GenerateReport, Run
-from pathup.sampling.tracking import Progress, forwards_of, last_timesteps
+from pathup.sampling.tracking import Progress, all_timesteps, forwards_of
 
 __all__ = ["make_tiles"]
 
@@ -51,7 +51,7 @@ def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress 
 
 def _draw_tiles(run: Run, label: str, level: str, batch: range, report: GenerateReport) -> np.ndarray:
     settings = run.settings
-    timesteps = last_timesteps(run.pipeline.make_scheduler(settings.scheduler), settings.steps, 1.0)
+    timesteps = all_timesteps(run.pipeline.make_scheduler(settings.scheduler), settings)
     report.forwards += forwards_of(len(batch) * len(timesteps), settings.guidance)
     images = run.pipeline(
         label,
@@ -62,6 +62,7 @@ def _draw_tiles(run: Run, label: str, level: str, batch: range, report: Generate
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         scheduler=settings.scheduler,
+        step_power=settings.step_power,
         mpp=run.request.mpp,
         output_type="np",
     )

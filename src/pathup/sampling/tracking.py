@@ -12,6 +12,7 @@ import torch
 
 from pathup.errors import PathUpError
 from pathup.model.components import check_finite, set_steps
+from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas
 from pathup.sampling.conditions import Conditions
 from pathup.sampling.device import Returning, returned, sent
@@ -25,7 +26,16 @@ from pathup.sampling.windows import Weighting, Windows
 if TYPE_CHECKING:
     from pathup.model.pipeline import PathUpPipeline
 
-__all__ = ["Progress", "denoise", "denoise_states", "forwards_of", "last_timesteps", "noised", "window_batches"]
+__all__ = [
+    "Progress",
+    "all_timesteps",
+    "denoise",
+    "denoise_states",
+    "forwards_of",
+    "last_timesteps",
+    "noised",
+    "window_batches",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; the unit of done and total is the stage's own."""
@@ -232,8 +242,17 @@ def forwards_of(windows: int, guidance: float) -> int:
     return windows * (1 if guidance == 1 else 2)
 
 
+def all_timesteps(scheduler: Any, settings: SamplingRecipe) -> torch.Tensor:
+    """Set a scheduler to what an image that is drawn from pure noise takes, and return its timesteps."""
+    set_steps(scheduler, settings.steps, settings.step_power)
+    timesteps: torch.Tensor = scheduler.timesteps
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    return timesteps
+
+
 def last_timesteps(scheduler: Any, steps: int, strength: float) -> torch.Tensor:
-    """Set a scheduler to `steps` timesteps and return the last ``strength`` share of them, at least one.
+    """Set a scheduler to `steps` evenly spread timesteps; return the last ``strength`` share of them, at least one.
 
     A multistep scheduler is told where its run begins.
     """

@@ -186,7 +186,8 @@ def diffusion_trainer(
         parts = build_components(recipe, autoencoder=load_autoencoder(str(autoencoder)))
     _check_parts(parts, pretrained or str(autoencoder))
     recipe = _fitting_windows(recipe, parts)
-    set_steps(make_scheduler(recipe.sampling.scheduler, parts.scheduler.config), recipe.sampling.steps)
+    sampling = recipe.sampling
+    set_steps(make_scheduler(sampling.scheduler, parts.scheduler.config), sampling.steps, sampling.step_power)
     if recipe.diffusion.patho_align:
         texts = [text for _, _, text in all_prompts(recipe)]
         check_tokenizer(parts.tokenizer, parts.text_encoder, texts, pretrained or recipe.name)
