@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from pathup.model.components import SCHEDULER_CLASSES, SCHEDULERS
 from pathup.model.pipeline import PathUpPipeline
+from pathup.model.schedulers import SCHEDULER_CLASSES, SCHEDULERS
 from pathup.sampling.stepping import BandStepper
 from pathup.sampling.tracking import last_timesteps, noised
 

@@ -21,12 +21,11 @@ from pathup.model.components import (
     check_finite,
     check_tokenizer,
     load_part,
-    make_scheduler,
-    set_steps,
     token_ids,
 )
 from pathup.model.guidance import guided
 from pathup.model.scale import ScaleEncoder
+from pathup.model.schedulers import make_scheduler, set_steps
 from pathup.recipes import Recipe, SamplingRecipe
 from pathup.tiles.taxonomy import filled_prompt
 

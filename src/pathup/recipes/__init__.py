@@ -12,16 +12,15 @@ from pydantic import BaseModel, ValidationError
 
 from pathup import storage
 from pathup.errors import PathUpError, nearest
+from pathup.recipes.diffusion import DiffusionRecipe, FeatureEntropyRecipe
+from pathup.recipes.sampling import SamplingRecipe
 from pathup.recipes.schema import (
     AutoencoderRecipe,
     ClassSpec,
-    DiffusionRecipe,
     EncoderRecipe,
-    FeatureEntropyRecipe,
     LevelSpec,
     ModelRecipe,
     Recipe,
-    SamplingRecipe,
     TilesRecipe,
 )
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pathup.errors import PathUpError
-from pathup.model.components import set_steps
+from pathup.model.schedulers import set_steps
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.overview import Levels
 

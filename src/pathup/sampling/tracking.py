@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pathup.errors import PathUpError
-from pathup.model.components import check_finite, set_steps
+from pathup.model.components import check_finite
+from pathup.model.schedulers import set_steps
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas
 from pathup.sampling.conditions import Conditions

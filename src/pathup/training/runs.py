@@ -19,10 +19,9 @@ from pathup.model.components import (
     check_tokenizer,
     load_autoencoder,
     load_pretrained,
-    make_scheduler,
-    set_steps,
     with_scale,
 )
+from pathup.model.schedulers import make_scheduler, set_steps
 from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
