@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -147,3 +148,15 @@ def test_recipes_of_before_window_weight_are_still_read() -> None:
     plain = load_recipe("tiny").sampling.model_dump(exclude={"window_weight"})
     assert SamplingRecipe.model_validate({**plain, "weighted": True}).window_weight == "hann"
     assert SamplingRecipe.model_validate({**plain, "weighted": False}).window_weight == "hard"
+
+
+def test_the_ablation_has_the_classes_and_scales_of_atlas():
+    small, atlas = load_recipe(str(Path(__file__).parents[2] / "benchmarks" / "ablation.yaml")), load_recipe("atlas")
+    assert small.classes == atlas.classes
+    shrinks = [
+        {level.name: level.field_px / made.tiles.tile_px for level in made.tiles.levels} for made in (small, atlas)
+    ]
+    assert shrinks[0] == shrinks[1] == {"overview": 4, "patch": 1}
+    assert small.tiles.mpp == atlas.tiles.mpp
+    assert small.model.noise == atlas.model.noise
+    assert small.autoencoder.block_channels == atlas.autoencoder.block_channels
