@@ -2,14 +2,14 @@
 
     python benchmarks/fidelity.py TILES --output DIR --sets old=models/atlas new=RUN/model new_g1=RUN/model,guidance=1
 
-A set is NAME=MODEL, then any values of sampling (guidance, steps, step_power, scheduler), all of one seed. A row holds,
-for a level and a network, the kernel distance x 1000 to the test split, precision, recall and coverage, and how often a
-classifier of real grey tiles names the class. The floor is as many real training tiles, of the same classes.
-``--reconstructions NAME=MODEL`` are of test tiles, and stand beside these themselves; ``paired`` is their kernel
-distance without the pairs of a tile and its own reconstruction (see `paired_kernel_distance`). Tiles and features that
-are there already are kept. With ``--from T ...`` each set's model also draws real training tiles anew from timestep T,
-by its own sampling values in evenly spread steps: the rows ``NAME@T`` tell at which noise a distance is made. Writes
-``fidelity.json`` and ``fidelity.md`` into DIR.
+A set is NAME=MODEL, then any values of sampling (guidance, steps, step_power, scheduler), or precision=bf16; all are of
+one seed. A row holds, for a level and a network, the kernel distance x 1000 to the test split, precision, recall and
+coverage, and how often a classifier of real grey tiles names the class. The floor is as many real training tiles, of
+the same classes. ``--reconstructions NAME=MODEL`` are of test tiles, and stand beside these themselves; ``paired`` is
+their kernel distance without the pairs of a tile and its own reconstruction (see `paired_kernel_distance`). Tiles and
+features that are there already are kept. With ``--from T ...`` each set's model also draws real training tiles anew
+from timestep T, by its own sampling values in evenly spread steps: the rows ``NAME@T`` tell at which noise a distance
+is made. Writes ``fidelity.json`` and ``fidelity.md`` into DIR.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def wanted(text: str) -> tuple[str, Path, dict[str, Any]]:
     name, _, rest = text.partition("=")
     model, *values = rest.split(",")
     named = dict(value.split("=", 1) for value in values)
-    kinds = {"guidance": float, "steps": int, "scheduler": str, "step_power": float}
+    kinds = {"guidance": float, "steps": int, "scheduler": str, "step_power": float, "precision": str}
     return name, Path(model), {key: kinds[key](value) for key, value in named.items()}
 
 
@@ -172,8 +172,8 @@ def measure(asked: argparse.Namespace) -> None:
         print(name, file=sys.stderr, flush=True)
         sets[name] = drawn(model, values, asked.output / "sets" / name, yardstick.levels, asked)
         for timestep in asked.drawn_from:
-            pipeline = load_pipeline(model, device=device)
-            settings = resolve_settings(pipeline, **values)
+            pipeline = load_pipeline(model, device=device, precision=values.get("precision", "fp32"))
+            settings = resolve_settings(pipeline, **{key: values[key] for key in values if key != "precision"})
             own = asked.output / "drawn_from" / f"{name}@{timestep}"
             sets[own.name] = drawn_from(pipeline, settings, sets["floor"], timestep, own)
     rows = []

@@ -213,6 +213,21 @@ def test_each_mistake_is_one_sentence_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bfloat16_draws_much_the_same_image_and_is_another_run(model: Path, tmp_path: Path) -> None:
+    _run(model, tmp_path / "whole.png", seed=2)
+    _run(model, tmp_path / "half.png", seed=2, precision="bf16")
+    whole, half = _pixels(tmp_path / "whole.png"), _pixels(tmp_path / "half.png")
+    assert (whole != half).any()
+    assert np.corrcoef(whole.ravel(), half.ravel())[0, 1] > 0.99  # 8 bits of precision against random weights
+    asked = {"level": "patch", "size": None, "count": 1}
+    _run(model, tmp_path / "tiles", **asked)
+    with pytest.raises(PathUpError, match="precision"):
+        _run(model, tmp_path / "tiles", **asked, precision="bf16", resume=True)
+    with pytest.raises(PathUpError, match="fp32"):
+        _run(model, tmp_path / "other", **asked, precision="fp8")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_model_that_is_none(model: Path, tmp_path: Path) -> None:
     with pytest.raises(PathUpError, match="holds no model"):
         _run(tmp_path / "nowhere", tmp_path / "a.png")

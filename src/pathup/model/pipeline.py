@@ -342,14 +342,32 @@ def build_pipeline(recipe: Recipe) -> PathUpPipeline:
     return assemble(build_components(recipe), recipe)
 
 
-def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> PathUpPipeline:
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What a U-Net may compute in."""
+
+
+def load_pipeline(
+    folder: str | Path, *, device: str | torch.device = "cpu", precision: str = "fp32"
+) -> PathUpPipeline:
     """Load a trained PathUp model, ready to sample.
+
+    Parameters
+    ----------
+    folder
+        As ``pathup train diffusion`` writes it.
+    device
+        Where to put it.
+    precision
+        One of `PRECISIONS`, for the U-Net alone: pixels are decoded, and latents kept, in float32 whatever it is.
 
     Raises
     ------
     PathUpError
-        The folder is missing, is no diffusers model, or was not made by PathUp (so it names no classes).
+        There is no such precision, or the folder is missing, is no diffusers model, or was not made by PathUp (so it
+        names no classes).
     """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
     path = Path(folder)
     if not (path / "model_index.json").is_file():
         raise PathUpError(
@@ -366,6 +384,7 @@ def load_pipeline(folder: str | Path, *, device: str | torch.device = "cpu") -> 
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.scale_encoder):
         if part is not None:
             part.eval().requires_grad_(False)
+    torch.nn.Module.to(pipeline.unet, PRECISIONS[precision])  # diffusers' own warns of parts that it keeps in float32
     pipeline.text_encoder.float()  # transformers keeps the precision of the file, diffusers does not
     if torch.device(device).type == "cpu":  # oneDNN's convolutions take an eighth less time
         for part in (pipeline.vae, pipeline.unet):

@@ -28,6 +28,7 @@ def claim(run: Run, *, level: str | None, kind: Format) -> None:
         "format": kind,
         "reference_sha256": run.reference_sha256,
         "layout_sha256": None if run.layout is None else run.layout.digest,
+        "precision": request.precision,
         "sampling": run.settings.model_dump(mode="json", exclude={"window_batch", "size_px"}),
     }
     if run.processes.is_main:

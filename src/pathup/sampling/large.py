@@ -36,6 +36,7 @@ def identity_of(plan: Plan, model_sha256: str, reference_sha256: str | None) -> 
         "seed": plan.seed,
         "reference_sha256": reference_sha256,
         "layout_sha256": plan.layout.digest,
+        "precision": str(plan.pipeline.unet.dtype),
         "sampling": plan.settings.model_dump(mode="json", exclude={"window_batch", "size_px"}),
     }
 

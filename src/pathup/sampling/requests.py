@@ -54,6 +54,7 @@ class GenerateRequest:
     window_batch: int | None = None
     format: str = "png"
     preview: Path | None = None
+    precision: str = "fp32"
     device: str = "auto"
     threads: int | None = None
     resume: bool = False

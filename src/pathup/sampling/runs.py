@@ -127,7 +127,7 @@ def _prepared(request: GenerateRequest) -> tuple[Run, Format | None]:
         keep_freed_memory()
     diffusers.utils.logging.disable_progress_bar()  # our own bars are about images
     transformers.utils.logging.disable_progress_bar()
-    pipeline = load_pipeline(request.model, device=device)
+    pipeline = load_pipeline(request.model, device=device, precision=request.precision)
     settings = resolve_settings(
         pipeline,
         steps=request.steps,
