@@ -43,7 +43,7 @@ def by_two_passes(model: UNet2DConditionModel, latents, timestep, prompted, empt
 @pytest.mark.parametrize(
     "kinds",
     [
-        (PLAIN, PLAIN, ATTENDING),  # as the shipped model: two blocks are shared
+        (PLAIN, PLAIN, ATTENDING),  # two blocks are shared
         (ATTENDING, ATTENDING, PLAIN),  # as Stable Diffusion: its first convolution is
         (OF_ITSELF, ATTENDING),
         (PLAIN, PLAIN),  # the prompt is seen in the middle alone

@@ -15,7 +15,7 @@ def _pipeline(factor: int, channels: int) -> Any:
 @pytest.mark.parametrize(
     ("factor", "channels", "side"),
     [
-        (4, 32, MOST_SIDE),  # the shipped autoencoder: the largest tile
+        (4, 32, MOST_SIDE),  # a small autoencoder: the largest tile
         (8, 128, 64),  # Stable Diffusion's, whatever it takes: of a smaller tile most would be halo
         (4, 64, 104),  # between them as much as fits
         (32, 128, 16),  # 512 px
