@@ -123,6 +123,7 @@ def main() -> int:
     parser.add_argument("--features", nargs="+", default=["atlas"])
     parser.add_argument("--level", default="patch")
     parser.add_argument("--real-large", type=Path, help="folder of real large images, for the ratio at random lines")
+    parser.add_argument("--precision", default="fp32", help="of the U-Net: fp32 or bf16 [fp32]")
     parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
     if asked.threads:
@@ -136,7 +137,7 @@ def main() -> int:
 
 
 def measure(asked: argparse.Namespace) -> None:
-    pipeline = load_pipeline(asked.model)
+    pipeline = load_pipeline(asked.model, precision=asked.precision)
     rows = []
     for text in asked.settings:
         setting = parsed(text)

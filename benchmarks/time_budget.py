@@ -111,6 +111,7 @@ def main() -> int:
     parser.add_argument("--orientations", type=int)
     parser.add_argument("--decay-share", type=float, default=0.25, help="of the steps, with a falling rate [0.25]")
     parser.add_argument("--compile", action="store_true", help="fuse the U-Net's blocks")
+    parser.add_argument("--record", action="store_true", help="record a step's passes on the GPU and replay them")
     parser.add_argument("--count", type=int, default=40, help="tiles drawn of each class and level [40]; 0: none")
     parser.add_argument("--features", nargs="+", default=["atlas"])
     parser.add_argument("--device", default="auto")
@@ -138,8 +139,8 @@ def within(asked: argparse.Namespace) -> dict[str, Any]:
     trainer = diffusion_trainer(
         tiles, work / "run", asked.recipe, pretrained=asked.pretrained,
         autoencoder=None if asked.pretrained else autoencoder, level=None, latents=work / "latents",
-        gradient_checkpointing=False, compiled=asked.compile, resume=False, cpu=device.type == "cpu",
-        wandb_project=None, changes={
+        gradient_checkpointing=False, compiled=asked.compile, recorded=asked.record, resume=False,
+        cpu=device.type == "cpu", wandb_project=None, changes={
             "batch_size": asked.batch_size, "learning_rate": asked.learning_rate, "orientations": asked.orientations,
             "steps": PROBE, "decay_steps": 0, "log_every": LINE, "checkpoint_every": KEEP_EVERY,
             "keep_checkpoints": 3, "sample_every": FAR,

@@ -35,6 +35,7 @@ def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **chan
         "level": None,
         "latents": None,
         "gradient_checkpointing": False,
+        "recorded": False,
         **QUIET,
     }
     settings |= {key: changes.pop(key) for key in list(changes) if key in settings}

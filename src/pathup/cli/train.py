@@ -95,6 +95,12 @@ def diffusion(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Fuse the U-Net's blocks: some minutes first, then faster steps.")
     ] = False,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="On a GPU, record a step's passes once and replay them: small U-Nets wait for Python else."
+        ),
+    ] = False,
     cpu: Cpu = False,
     workers: Workers = 0,
     wandb: Wandb = None,
@@ -126,6 +132,7 @@ def diffusion(
         wandb_project=wandb,
         gradient_checkpointing=gradient_checkpointing,
         compiled=compiled,
+        recorded=record,
     )
     typer.echo(f"model written to {folder}")
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from pathup import __version__, storage
+from pathup.errors import PathUpError
 from pathup.model.aligned import UNetWithFeatures
 from pathup.model.attention import fast_attention
 from pathup.model.compiling import compile_blocks
@@ -31,14 +32,16 @@ from pathup.model.components import Components
 from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
-from pathup.recipes import Recipe, save_recipe
+from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts
-from pathup.training.batches import Batch, Batches, loss_weights, multiscale_error, training_target
+from pathup.training.batches import Batch, Batches
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.latents import LatentCache
+from pathup.training.objective import Objective
 from pathup.training.optimizers import build_optimizers
+from pathup.training.recording import Passed, Recorded, cuda_graph
 from pathup.training.schedules import ema_decay, learning_rate
 from pathup.training.sheets import image_sheet
 
@@ -62,6 +65,13 @@ class PathoAlignTrainer:
         Keep less for the backward pass and compute it again: less memory, more time.
     compiled
         Have `torch.compile` fuse the U-Net's blocks: a minute before the first step, then faster steps on a GPU.
+    recorded
+        Record a micro-batch's passes as a CUDA graph and replay it.
+
+    Raises
+    ------
+    PathUpError
+        `recorded` is asked for without a GPU, or with several processes, fp16 or gradient checkpointing.
     """
 
     def __init__(
@@ -76,12 +86,15 @@ class PathoAlignTrainer:
         wandb_project: str | None = None,
         gradient_checkpointing: bool = False,
         compiled: bool = False,
+        recorded: bool = False,
     ) -> None:
         self.recipe, self.spec, self.parts, self.folder = recipe, recipe.diffusion, components, folder
         spec = self.spec
         self.accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision), cpu=cpu)
         device = self.accelerator.device
-        self._wandb = wandb_project
+        if recorded:
+            _check_recording(self.accelerator, spec, gradient_checkpointing)
+        self._wandb, self._recorded = wandb_project, recorded
         self.parts.vae.to(device).eval().requires_grad_(False)
         self.parts.text_encoder.to(device).eval().requires_grad_(False)
         unet = self.parts.unet.to(device).float().train()
@@ -138,8 +151,9 @@ class PathoAlignTrainer:
             self._fill_cache()
         self.accelerator.wait_for_everyone()
         texts = [self.pipeline.prompt(label, level) for label, level in self.prompts]
-        self._prompts_KLD = self.pipeline.encode_prompts(texts)
-        self._empty_1LD = self.pipeline.encode_prompts([""])
+        encode = self.pipeline.encode_prompts
+        self._objective = Objective(self.spec, self.parts.scheduler, self.entropy, encode(texts), encode([""]))
+        self._passes = Recorded(self._descend, self._clear, cuda_graph) if self._recorded else self._descend
         self._resume()
         spec = self.spec
         curves = Journal(
@@ -219,112 +233,60 @@ class PathoAlignTrainer:
             for group in optimizer.param_groups:
                 group["lr"] = peak * share_of_peak
         loaded = [next(stream) for _ in range(rounds)]
-        share = self._entropy_share(loaded)
-        device = self.accelerator.device
-        batches = [Batch(*(column.to(device, non_blocking=True) for column in batch)) for batch in loaded]
-        reconstruction, entropy, features, prompts = [], [], [], []
+        device, share = self.accelerator.device, self._objective.entropy_share(loaded, self.accelerator)
+        if not isinstance(share, torch.Tensor):
+            share = torch.full((), share, device=device)  # copying a number to a GPU would wait for it
+        batches = [_on(device, batch) for batch in loaded]
+        passed = []
         for micro, batch in enumerate(batches):
-            together = nullcontext() if micro == rounds - 1 else self.accelerator.no_sync(self.model)
-            with together:
-                error_B, l_e, z, told = self._losses(batch)
-                l_r, l_e = error_B.mean() / rounds, l_e * share
-                self.accelerator.backward(l_r + spec.feature_entropy.beta * l_e)
-            reconstruction.append(l_r.detach())
-            entropy.append(l_e.detach())
-            features.append(z)
-            prompts.append(told)
-        gap = self._prompt_gap(batches[-1], error_B) if logged and spec.patho_align else None
+            with nullcontext() if micro == rounds - 1 else self.accelerator.no_sync(self.model):
+                one = self._passes(batch, share)
+                passed.append(one if rounds == 1 or not self._recorded else Passed(*(part.clone() for part in one)))
+        gap = None
+        if logged and spec.patho_align:  # on the model itself: a wrapper awaits a backward pass
+            gap = self._objective.prompt_gap(self.trained, batches[-1], passed[-1].error_B, self.accelerator)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
-        self.model.zero_grad(set_to_none=True)
-        if self._with_entropy:
-            z_ND, prompt_N = self.accelerator.gather((torch.cat(features), torch.cat(prompts)))
+        self._clear()
+        if self._objective.with_entropy:
+            own = torch.cat([one.z_BD for one in passed]), torch.cat([one.prompt_B for one in passed])
+            z_ND, prompt_N = self.accelerator.gather(own)
             whole_N = z_ND.isfinite().all(1)  # under fp16 a forward may overflow; its step is skipped
             self.entropy.update(z_ND.where(whole_N[:, None], 0.0), prompt_N.where(whole_N, -1))
         self._update_average()
 
         def values() -> dict[str, float]:
-            told = {"L_r": self._over_processes(reconstruction)}
+            told = {"L_r": self._over_processes([one.reconstruction for one in passed])}
             if gap is not None:
                 told["prompt_gap"] = gap
-            if self._with_entropy:
-                told["L_e"] = self._over_processes(entropy)
+            if self._objective.with_entropy:
+                told["L_e"] = self._over_processes([one.entropy for one in passed])
             if self._scaler is None or torch.isfinite(norm):  # fp16's loss scale overflows now and then by design
                 told["gradient_norm"] = float(norm)
             return {**told, "learning_rate": self._peaks[0] * share_of_peak}
 
         return values
 
+    def _descend(self, batch: Batch, share: torch.Tensor) -> Passed:
+        """Forward and backward of a micro-batch: gradients add up to those of L = L_r + beta L_e."""
+        losses = self._objective.losses(self.model, batch)
+        l_r, l_e = losses.error_B.mean() / self.spec.gradient_accumulation, losses.entropy * share
+        self.accelerator.backward(l_r + self.spec.feature_entropy.beta * l_e)
+        return Passed(losses.error_B.detach(), l_r.detach(), l_e.detach(), losses.z_BD, losses.prompt_B)
+
+    def _clear(self) -> None:
+        """Set gradients to zero; in place where a recording writes to them."""
+        self.model.zero_grad(set_to_none=not self._recorded)
+
     def _over_processes(self, parts: list[torch.Tensor]) -> float:
         """The sum of one process's micro-batches, averaged over all processes, as their gradients are."""
         return float(self.accelerator.reduce(torch.stack(parts).sum(), reduction="mean"))
-
-    def _entropy_share(self, batches: list[Batch]) -> float | torch.Tensor:
-        """What each process multiplies its sums of eq. 3's terms by, so that L_e is the mean over the joint batch.
-
-        Prompt dropout leaves each process and micro-batch another number of terms, and gradients are averaged over
-        processes: without this, two processes would descend another loss than one on their joint batch. `batches` are
-        as they were loaded: asking a GPU for their numbers would wait for it.
-        """
-        if not self._with_entropy:
-            return 0.0
-        own = sum(int(self._counted(batch).sum()) for batch in batches)
-        if self.accelerator.num_processes == 1:
-            return 1 / own if own else 0.0
-        joint = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), reduction="sum")
-        return self.accelerator.num_processes / joint.clamp_min(1)
-
-    def _counted(self, batch: Batch) -> torch.Tensor:
-        """Which samples have a term in L_e, (B,).
-
-        One whose prompt was dropped has no prompt to be near to, unless z never sees prompts at all.
-        """
-        unprompted = self.spec.feature_entropy.source == "unprompted"
-        return torch.ones_like(batch.dropped_B) if unprompted else ~batch.dropped_B
 
     @property
     def _scaler(self) -> Any:
         """The gradient scaler of fp16 training; None in other precisions."""
         return self.accelerator.scaler
-
-    @property
-    def _with_entropy(self) -> bool:
-        return self.spec.feature_entropy.enabled and self.spec.patho_align
-
-    def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Errors (B,), L_e (sum over terms), the detached features and their prompts (-1 where one does not count)."""
-        error_B, z = self._errors(batch, self.model)
-        counted = self._counted(batch)
-        l_e = error_B.new_zeros(())
-        if self._with_entropy:
-            l_e = (self.entropy.terms(z, batch.prompt_B) * counted).sum()
-        return error_B, l_e, z.detach(), torch.where(counted, batch.prompt_B, -1)
-
-    def _errors(self, batch: Batch, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each sample's weighed squared error, (B,), and its feature z."""
-        scheduler = self.parts.scheduler
-        noisy = scheduler.add_noise(batch.latents_BCHW, batch.noise_BCHW, batch.timestep_B)
-        dropped = batch.dropped_B[:, None, None]
-        prompts = torch.where(dropped, self._empty_1LD, self._prompts_KLD[batch.prompt_B])
-        unprompted = self._with_entropy and self.spec.feature_entropy.source == "unprompted"
-        empty = self._empty_1LD.expand_as(prompts) if unprompted else None
-        prediction, z = model(noisy, batch.timestep_B, prompts, empty, batch.mpp_B)
-        spec = self.spec
-        error_B = multiscale_error(prediction.float() - training_target(scheduler, batch), spec.multiscale_weight)
-        return loss_weights(scheduler, batch.timestep_B, spec.min_snr_gamma, spec.min_snr_offset) * error_B, z
-
-    def _prompt_gap(self, batch: Batch, own_B: torch.Tensor) -> float | None:
-        """How much larger than its `own_B` the error is with a neighbour's prompt: 0 where prompts have no say.
-
-        Over the samples that have a prompt, and another than their neighbour; None where there are none.
-        """
-        neighbours = batch.prompt_B.roll(1)
-        counted = (neighbours != batch.prompt_B) & ~batch.dropped_B
-        other_B, _ = self._errors(batch._replace(prompt_B=neighbours), self.trained)  # a wrapper awaits a backward pass
-        sums = torch.stack([(error_B.detach() * counted).sum() for error_B in (own_B, other_B)])
-        own, other = self.accelerator.reduce(sums, reduction="sum")
-        return float(other / own - 1) if own > 0 else None
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -391,3 +353,22 @@ class PathoAlignTrainer:
         image_sheet(torch.cat(images), path, columns=len(pipeline.labels), titles=titles)
         journal.draw_curves()
         journal.say(f"step {self.step}: samples in {path}")
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    return Batch(*(column.to(device, non_blocking=True) for column in batch))
+
+
+def _check_recording(accelerator: Accelerator, spec: DiffusionRecipe, gradient_checkpointing: bool) -> None:
+    """Refuse what a recorded pass cannot have."""
+    for found, hindered in (
+        ("the CPU", accelerator.device.type != "cuda"),
+        (f"{accelerator.num_processes} processes", accelerator.num_processes > 1),
+        ("fp16", spec.precision == "fp16"),
+        ("gradient checkpointing", gradient_checkpointing),
+    ):
+        if hindered:
+            raise PathUpError(
+                f"--record needs one process on a GPU, in bf16 or fp32 and without gradient checkpointing; "
+                f"this run has {found}, so leave it out"
+            )

@@ -155,6 +155,7 @@ def diffusion_trainer(
     wandb_project: str | None,
     gradient_checkpointing: bool,
     compiled: bool = False,
+    recorded: bool = False,
 ) -> PathoAlignTrainer:
     """What `pathup train diffusion` runs, its folder claimed and nothing trained yet.
 
@@ -218,6 +219,7 @@ def diffusion_trainer(
         wandb_project=wandb_project,
         gradient_checkpointing=gradient_checkpointing,
         compiled=compiled,
+        recorded=recorded,
     )
     with processes.main_process_first():
         claim_folder(output, "train diffusion", identity, resume=resume or not processes.is_main_process)
