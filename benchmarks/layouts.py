@@ -81,13 +81,14 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=1024, help="side of a half [1024]")
     parser.add_argument("--features", default="atlas")
     parser.add_argument("--level", default="patch")
+    parser.add_argument("--precision", default="fp32", help="of the U-Net: fp32 or bf16 [fp32]")
     parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
     asked.output.mkdir(parents=True, exist_ok=True)
     try:
-        pipeline = load_pipeline(asked.model)
+        pipeline = load_pipeline(asked.model, precision=asked.precision)
         encoder = load_features(asked.features)
         train = capped(load_tile_set(asked.tiles, "train", split="train").of(level=asked.level), 400, 0, "layouts")
         classifiers = {

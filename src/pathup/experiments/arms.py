@@ -94,7 +94,7 @@ ARMS = {
                     "unweighted",
                     "no min-SNR weighting",
                     {"diffusion.min_snr_gamma": None},
-                    "better on MobileNetV2: fine detail, decided at low noise, counts for more",
+                    "no difference: min-SNR at 50 takes weight from the lowest noise alone",
                 ),
                 (
                     "scaled_linear",
@@ -104,8 +104,8 @@ ARMS = {
                 ),
                 (
                     "orientations",
-                    "tiles in 4 orientations, not as they lie",
-                    {"diffusion.orientations": 4},
+                    "tiles as they lie, not in 8 orientations",
+                    {"diffusion.orientations": 1},
                     "no difference before tiles are seen many times",
                 ),
                 (
@@ -115,10 +115,16 @@ ARMS = {
                     "a little worse",
                 ),
                 (
-                    "muon",
-                    "Muon at the levels without attention",
-                    {"diffusion.muon_learning_rate": 0.003},
-                    "lower loss in as many steps, prompts with as much say",
+                    "adamw",
+                    "AdamW at every level, no Muon",
+                    {"diffusion.muon_learning_rate": None},
+                    "higher loss in as many steps, prompts with as much say",
+                ),
+                (
+                    "one_scale",
+                    "errors of single positions alone",
+                    {"diffusion.multiscale_weight": 0.0},
+                    "overviews with less varied brightness, patches the same",
                 ),
                 (
                     "narrow",
@@ -164,7 +170,8 @@ EXPERIMENTS = {
             "scaled_linear",
             "orientations",
             "short_average",
-            "muon",
+            "adamw",
+            "one_scale",
             "narrow",
         ),
     ),
