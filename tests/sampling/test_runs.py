@@ -218,6 +218,8 @@ def test_bfloat16_draws_much_the_same_image_and_is_another_run(model: Path, tmp_
     _run(model, tmp_path / "half.png", seed=2, precision="bf16")
     whole, half = _pixels(tmp_path / "whole.png"), _pixels(tmp_path / "half.png")
     assert (whole != half).any()
+    with Image.open(tmp_path / "half.png") as image:
+        assert json.loads(image.text["pathup"])["precision"] == "bf16"
     assert np.corrcoef(whole.ravel(), half.ravel())[0, 1] > 0.99  # 8 bits of precision against random weights
     asked = {"level": "patch", "size": None, "count": 1}
     _run(model, tmp_path / "tiles", **asked)

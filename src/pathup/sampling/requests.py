@@ -125,7 +125,8 @@ class Run:
 
     def made_by(self) -> dict[str, Any]:
         """First entries of the provenance."""
-        return {"made_by": "pathup generate", "version": __version__, "model_sha256": self.model_sha256}
+        made = {"made_by": "pathup generate", "version": __version__, "model_sha256": self.model_sha256}
+        return {**made, "precision": self.request.precision}
 
     def plan(self, label: str, index: int) -> Plan:
         """What a large image takes."""
