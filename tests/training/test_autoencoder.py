@@ -7,7 +7,8 @@ import torch
 
 from pathup.model.components import build_autoencoder
 from pathup.recipes import load_recipe
-from pathup.training.autoencoder import normalise_latents, oriented
+from pathup.training.autoencoder import normalise_latents
+from pathup.training.crops import oriented
 from pathup.training.discriminator import PatchDiscriminator, discriminator_loss, feature_matching_loss, gradient_loss
 
 

@@ -10,7 +10,7 @@ from pathup.errors import PathUpError
 from pathup.model.components import load_autoencoder
 from pathup.tiles.dataset import TileFolder
 from pathup.training import latents
-from pathup.training.autoencoder import oriented
+from pathup.training.crops import oriented
 from pathup.training.latents import LatentCache, orientations_of
 
 CPU = torch.device("cpu")

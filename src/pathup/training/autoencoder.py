@@ -22,20 +22,17 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pathup import __version__, draws, storage
 from pathup.errors import PathUpError
 from pathup.model.components import build_autoencoder, load_autoencoder
 from pathup.model.export import forget_origin
-from pathup.recipes import AutoencoderRecipe, Recipe, save_recipe
+from pathup.recipes import Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
-from pathup.training.checkpoints import (
-    newest_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from pathup.training.averages import Average
+from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from pathup.training.crops import Crops
 from pathup.training.discriminator import (
     PatchDiscriminator,
     discriminator_loss,
@@ -44,49 +41,12 @@ from pathup.training.discriminator import (
     texture_loss,
 )
 from pathup.training.journal import Journal
-from pathup.training.schedules import TileOrder, ema_decay, learning_rate
+from pathup.training.schedules import learning_rate
 from pathup.training.sheets import image_sheet
 from pathup.training.tissue_features import TissueFeatures, perceptual_loss, train_tissue_features
 
 TISSUE_BATCH = 16  # crops a step of the perceptual term's classifier
 STATISTICS_CROPS = 512  # crops from which the latents' mean and deviation a channel are taken
-
-
-class Crops(Dataset[torch.Tensor]):
-    """Training batches by step: crops of tiles, flipped and turned, a function of (seed, step, index) alone."""
-
-    def __init__(self, tiles: TileFolder, recipe: AutoencoderRecipe, batch_size: int) -> None:
-        self._tiles, self._crop, self._seed, self._batch = tiles, recipe.crop_px, recipe.seed, batch_size
-        names = [(record.label, record.level) for record in tiles.records]
-        self._order = TileOrder(names, seed=recipe.seed, balanced=True)
-        self.groups = sorted(set(names))
-        self._groups = [self.groups.index(name) for name in names]
-
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, step: int) -> torch.Tensor:
-        """Pixels (B, 3, crop, crop) in [-1, 1]."""
-        positions = range(step * self._batch, (step + 1) * self._batch)
-        return torch.stack([self._crop_at(position) for position in positions])
-
-    def group(self, step: int) -> torch.Tensor:
-        """Which class and level each crop of that batch is of, (B,); counted in `groups`."""
-        positions = range(step * self._batch, (step + 1) * self._batch)
-        return torch.tensor([self._groups[self._order[position]] for position in positions])
-
-    def _crop_at(self, position: int) -> torch.Tensor:
-        pixels = self._tiles.pixels(self._order[position])
-        draw = draws.numpy_generator(self._seed, "crop", position)
-        top, left = (int(draw.integers(side - self._crop + 1)) for side in pixels.shape[-2:])
-        crop = pixels[:, top : top + self._crop, left : left + self._crop]
-        return oriented(crop, int(draw.integers(8))).float() / 127.5 - 1
-
-
-def oriented(pixels_CHW: torch.Tensor, orientation: int) -> torch.Tensor:
-    """One of the 8 flips and quarter turns of a square image; 0 is the image itself."""
-    turned = torch.rot90(pixels_CHW, orientation % 4, dims=(-2, -1))
-    return turned.flip(-1) if orientation >= 4 else turned
 
 
 class AutoencoderTrainer:
@@ -127,7 +87,7 @@ class AutoencoderTrainer:
         self.accelerator = Accelerator(mixed_precision=_mixed(self.spec.precision), cpu=cpu)
         device = self.accelerator.device
         self.vae = (load_autoencoder(start) if start else build_autoencoder(self.spec)).to(device)
-        self.average = {k: v.detach().clone() for k, v in self.vae.state_dict().items()}
+        self.average = Average(self.vae, self.spec.ema_decay)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.seed_of(self.spec.seed, "weights", "discriminator"))
             self.discriminator = PatchDiscriminator(self.spec.discriminator_channels).to(device)
@@ -140,7 +100,7 @@ class AutoencoderTrainer:
         self.step = 0
         self._keeps_latents = bool(start) and self.spec.freeze_encoder_at == 0
         self._wandb = wandb_project
-        self.crops = Crops(tiles, self.spec, self.spec.batch_size)
+        self.crops = self._crops(self.spec.batch_size)
         self.tissue_features: TissueFeatures | None = None
 
     # -- the run --------------------------------------------------------------------------------------------
@@ -175,6 +135,9 @@ class AutoencoderTrainer:
                     self._sample(journal)
                     self.export()
         return self.export()
+
+    def _crops(self, batch_size: int) -> Crops:
+        return Crops(self.tiles, seed=self.spec.seed, batch_size=batch_size, crop_px=self.spec.crop_px)
 
     def _batches(self, workers: int) -> Iterator[torch.Tensor]:
         loader = DataLoader(self.crops, batch_size=None, sampler=range(self.step, self.spec.steps), num_workers=workers)
@@ -225,7 +188,7 @@ class AutoencoderTrainer:
                 verdicts, _ = self.discriminator(torch.cat([real, fake.detach()]))
             values["discriminator"] = discriminator_loss(*verdicts.float().chunk(2))
             self._descend(self.discriminator_optimizer, values["discriminator"], rate)
-        self._update_average(step)
+        self.average.update(step)
         values["psnr"] = -10 * torch.log10(mse_loss(fake.detach(), real) / 4)
         return {name: value.detach() for name, value in values.items()}
 
@@ -239,14 +202,8 @@ class AutoencoderTrainer:
         optimizer.step()
 
     @torch.no_grad()
-    def _update_average(self, step: int) -> None:
-        weight = 1 - ema_decay(step, self.spec.ema_decay)
-        current = self.vae.state_dict()
-        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
-
-    @torch.no_grad()
     def _freeze_encoder(self) -> None:
-        self.vae.load_state_dict(self.average)
+        self.vae.load_state_dict(self.average.tensors)
         count = max(1, STATISTICS_CROPS // self.spec.batch_size)
         batches = (self.crops[2**40 + number].to(self.accelerator.device) for number in range(count))
         posteriors = [self.vae.encode(pixels).latent_dist for pixels in batches]
@@ -254,7 +211,7 @@ class AutoencoderTrainer:
         variances = torch.cat([posterior.var for posterior in posteriors])
         normalise_latents(self.vae, means, variances, self.spec.whitening)
         self._scale_is_one()
-        self.average = {k: v.detach().clone() for k, v in self.vae.state_dict().items()}
+        self.average = Average(self.vae, self.spec.ema_decay)
 
     def _scale_is_one(self) -> None:
         """Normalised latents need no factor; an autoencoder that training started from may have brought one."""
@@ -267,7 +224,7 @@ class AutoencoderTrainer:
             network = TissueFeatures(len(self.crops.groups)).to(device)
             network.load_state_dict(load_file(path))
             return network.eval().requires_grad_(False)
-        crops = Crops(self.tiles, self.spec, TISSUE_BATCH)
+        crops = self._crops(TISSUE_BATCH)
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("learning tissue features", total=self.spec.perceptual_steps)
             network = train_tissue_features(
@@ -290,7 +247,7 @@ class AutoencoderTrainer:
             self.step,
             {
                 "autoencoder": self.vae.state_dict(),
-                "average": self.average,
+                "average": self.average.tensors,
                 "discriminator": self.discriminator.state_dict(),
                 "generator_optimizer": optimizer_tensors(self.generator_optimizer),
                 "discriminator_optimizer": optimizer_tensors(self.discriminator_optimizer),
@@ -308,8 +265,7 @@ class AutoencoderTrainer:
         frozen = self.spec.freeze_encoder_at is not None and self.step > self.spec.freeze_encoder_at
         if frozen and not self._keeps_latents:
             self._scale_is_one()
-        device = self.accelerator.device
-        self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
+        self.average.load(checkpoint.tensors("average"))
         self.discriminator.load_state_dict(checkpoint.tensors("discriminator"))
         restore_optimizer(self.generator_optimizer, checkpoint.tensors("generator_optimizer"))
         restore_optimizer(self.discriminator_optimizer, checkpoint.tensors("discriminator_optimizer"))
@@ -317,7 +273,7 @@ class AutoencoderTrainer:
     def export(self) -> Path:
         """Write the averaged autoencoder as a diffusers folder, with how it was made beside it."""
         target = self.folder / "autoencoder"
-        vae = averaged(self.vae, self.average)
+        vae = averaged(self.vae, self.average.tensors)
         with storage.atomic_folder(target) as partial:
             vae.save_pretrained(partial, safe_serialization=True)
             forget_origin(partial)
@@ -327,7 +283,7 @@ class AutoencoderTrainer:
 
     @torch.no_grad()
     def _sample(self, journal: Journal) -> None:
-        vae = averaged(self.vae, self.average)
+        vae = averaged(self.vae, self.average.tensors)
         real = self.crops[2**41][:8].to(self.accelerator.device)
         fake = vae.decode(vae.encode(real).latent_dist.mode()).sample
         image_sheet(

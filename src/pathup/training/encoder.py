@@ -26,10 +26,11 @@ from pathup.errors import PathUpError
 from pathup.model.encoder import WEIGHTS_FILE, TissueEncoder, load_encoder, save_encoder
 from pathup.recipes import EncoderRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
+from pathup.training.averages import Average
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.degradations import DEGRADATIONS, degraded
 from pathup.training.journal import Journal
-from pathup.training.schedules import TileOrder, ema_decay, learning_rate
+from pathup.training.schedules import TileOrder, learning_rate
 from pathup.training.tissue_features import normalised_grey
 
 KINDS = list(DEGRADATIONS)
@@ -188,7 +189,7 @@ class EncoderTrainer:
                 {"encoder": encoder, "heads": self._heads}
             ).to(self.accelerator.device)
             self.network.to(memory_format=torch.channels_last)
-        self.average = {k: v.detach().clone() for k, v in self.network["encoder"].state_dict().items()}
+        self.average = Average(self.network["encoder"], self.spec.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.spec.learning_rate, weight_decay=self.spec.weight_decay, fused=True
         )
@@ -251,20 +252,11 @@ class EncoderTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.optimizer.step()
-        self._update_average()
+        self.average.update(self.step)
         with torch.no_grad():
             values["class_accuracy"] = (logits[0].argmax(1) == group).float().mean()
             values["region_accuracy"] = (logits[1].argmax(1) == region).float().mean()
         return {name: value.detach() for name, value in values.items()}
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        weight = 1 - ema_decay(self.step, self.spec.ema_decay)
-        for name, value in self.network["encoder"].state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, weight)
-            else:
-                self.average[name].copy_(value)
 
     def _save(self) -> None:
         save_checkpoint(
@@ -272,7 +264,7 @@ class EncoderTrainer:
             self.step,
             {
                 "network": self.network.state_dict(),
-                "average": self.average,
+                "average": self.average.tensors,
                 "optimizer": optimizer_tensors(self.optimizer),
             },
             {"step": self.step},
@@ -285,14 +277,13 @@ class EncoderTrainer:
             return
         self.step = checkpoint.step
         self.network.load_state_dict(checkpoint.tensors("network"))
-        device = self.accelerator.device
-        self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
+        self.average.load(checkpoint.tensors("average"))
         restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
 
     def export(self) -> Path:
         """Write the averaged encoder's folder, with how it was made in its configuration."""
         encoder = TissueEncoder(self.spec.channels, self.recipe.tiles.tile_px)
-        encoder.load_state_dict(self.average)
+        encoder.load_state_dict(self.average.tensors)
         target = self.folder / "encoder"
         notes = {
             "pathup": __version__,

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL
 from pathup import draws, storage
 from pathup.errors import PathUpError
 from pathup.tiles.dataset import TileFolder
-from pathup.training.autoencoder import oriented
+from pathup.training.crops import oriented
 
 NOTE_EVERY = 32  # batches between two notes of progress
 READERS = 8  # threads that read tiles

@@ -35,6 +35,7 @@ from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts
+from pathup.training.averages import Average
 from pathup.training.batches import Batch, Batches
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
@@ -42,7 +43,7 @@ from pathup.training.latents import LatentCache
 from pathup.training.objective import Objective
 from pathup.training.optimizers import build_optimizers
 from pathup.training.recording import Passed, Recorded, cuda_graph
-from pathup.training.schedules import ema_decay, learning_rate
+from pathup.training.schedules import learning_rate
 from pathup.training.sheets import image_sheet
 
 
@@ -103,7 +104,7 @@ class PathoAlignTrainer:
         if compiled:
             compile_blocks(unet.to(memory_format=torch.channels_last))
         model = UNetWithFeatures(unet, self.parts.scale_encoder).to(device).train()
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.average = Average(model, spec.ema_decay)
         self.cache = LatentCache(
             cache,
             tiles,
@@ -254,7 +255,7 @@ class PathoAlignTrainer:
             z_ND, prompt_N = self.accelerator.gather(own)
             whole_N = z_ND.isfinite().all(1)  # under fp16 a forward may overflow; its step is skipped
             self.entropy.update(z_ND.where(whole_N[:, None], 0.0), prompt_N.where(whole_N, -1))
-        self._update_average()
+        self.average.update(self.step)
 
         def values() -> dict[str, float]:
             told = {"L_r": self._over_processes([one.reconstruction for one in passed])}
@@ -288,12 +289,6 @@ class PathoAlignTrainer:
         """The gradient scaler of fp16 training; None in other precisions."""
         return self.accelerator.scaler
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        weight = 1 - ema_decay(self.step, self.spec.ema_decay)
-        current = self.trained.state_dict()
-        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
-
     # -- keeping --------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
@@ -302,7 +297,7 @@ class PathoAlignTrainer:
             self.step,
             {
                 "model": self.trained.state_dict(),
-                "average": self.average,
+                "average": self.average.tensors,
                 "feature_memory": self.entropy.state_dict(),
                 **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
             },
@@ -316,8 +311,7 @@ class PathoAlignTrainer:
             return
         self.step = checkpoint.step
         self.trained.load_state_dict(checkpoint.tensors("model"))
-        device = self.accelerator.device
-        self.average = {name: value.to(device) for name, value in checkpoint.tensors("average").items()}
+        self.average.load(checkpoint.tensors("average"))
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
         for name, optimizer in self.optimizers.items():
             restore_optimizer(optimizer, checkpoint.tensors(name))
@@ -327,7 +321,7 @@ class PathoAlignTrainer:
     def averaged_pipeline(self) -> PathUpPipeline:
         """A pipeline with the averaged weights."""
         twin = copy.deepcopy(self.trained)
-        twin.load_state_dict(self.average)
+        twin.load_state_dict(self.average.tensors)
         return assemble(replace(self.parts, unet=twin.eval().unet, scale_encoder=twin.scale_encoder), self.recipe)
 
     def export(self, target: Path) -> None:
