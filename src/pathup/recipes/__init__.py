@@ -11,7 +11,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pathup import storage
-from pathup.errors import PathUpError, nearest
+from pathup.errors import PathUpError, nearest, unknown
+from pathup.recipes.baselines import (
+    BaselinesRecipe,
+    BaselineTraining,
+    BSRGANRecipe,
+    CodesRecipe,
+    LDMSRRecipe,
+    StyleGAN2Recipe,
+    VQGANRecipe,
+)
 from pathup.recipes.diffusion import DiffusionRecipe, FeatureEntropyRecipe
 from pathup.recipes.sampling import SamplingRecipe
 from pathup.recipes.schema import (
@@ -26,15 +35,22 @@ from pathup.recipes.schema import (
 
 __all__ = [
     "AutoencoderRecipe",
+    "BSRGANRecipe",
+    "BaselineTraining",
+    "BaselinesRecipe",
     "ClassSpec",
+    "CodesRecipe",
     "DiffusionRecipe",
     "EncoderRecipe",
     "FeatureEntropyRecipe",
+    "LDMSRRecipe",
     "LevelSpec",
     "ModelRecipe",
     "Recipe",
     "SamplingRecipe",
+    "StyleGAN2Recipe",
     "TilesRecipe",
+    "VQGANRecipe",
     "load_recipe",
     "recipe_from_dict",
     "recipe_text",
@@ -112,6 +128,9 @@ def recipe_with(recipe: Recipe, changes: dict[str, Any], *, source: str) -> Reci
         place = values
         *path, last = name.split(".")
         for part in path:
+            if not isinstance(place.get(part), dict):
+                parts = [key for key, value in place.items() if isinstance(value, dict)]
+                raise unknown(f"section in {source}, {name}:", part, parts)
             place = place[part]
         place[last] = value
     return recipe_from_dict(values, source=source)

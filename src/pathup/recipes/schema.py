@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pathup.recipes.baselines import BaselinesRecipe
 from pathup.recipes.diffusion import DiffusionRecipe
 from pathup.recipes.sampling import SamplingRecipe
 from pathup.recipes.section import Fraction, Positive, Precision, Section
@@ -302,6 +303,7 @@ class Recipe(Section):
     diffusion: DiffusionRecipe = Field(description="patho-align training")
     encoder: EncoderRecipe = Field(EncoderRecipe(), description="the network that tiles are compared by")
     sampling: SamplingRecipe = Field(description="how images are drawn")
+    baselines: BaselinesRecipe = Field(BaselinesRecipe(), description="the systems that PathUp is compared with")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
