@@ -128,11 +128,11 @@ class BaselineTrainer(ABC):
             self.step, peak=spec.learning_rate, warmup=spec.warmup_steps, total=spec.steps, decay=decay
         )
 
-    def descend(self, name: str, loss: torch.Tensor, *, clip_norm: float | None = None) -> None:
-        """Step the registered optimiser `name` down a loss, at this step's rate."""
+    def descend(self, name: str, loss: torch.Tensor, *, clip_norm: float | None = None, share: float = 1.0) -> None:
+        """Step the registered optimiser `name` down a loss, at `share` of this step's rate."""
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = share * self.rate()
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if clip_norm is not None:
