@@ -17,7 +17,7 @@ from pathup.recipes import load_recipe
 
 def asked(tiles: Path, output: Path, autoencoder: Path, **values: object) -> AblationRequest:
     told = {"name": "table2", "recipe": "tiny", "seeds": 2, "steps": 4, "count": 10, "device": "cpu", **values}
-    return AblationRequest(tiles=tiles, output=output, autoencoder=str(autoencoder), **told)
+    return AblationRequest(data=tiles, output=output, autoencoder=str(autoencoder), **told)
 
 
 @pytest.fixture(scope="module")

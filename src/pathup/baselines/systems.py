@@ -98,7 +98,8 @@ BASELINES = {
 class TrainRequest:
     """``pathup baseline train``: the fields are its options (docs/commands.md).
 
-    `changes` are of the recipe, named from its top (``baselines.stylegan2.augmentation``).
+    `changes` are of the recipe, named from its top (``baselines.stylegan2.augmentation``). With `minutes`, all parts of
+    the training take about that long together, instead of the recipe's steps.
     """
 
     tiles: Path
@@ -106,6 +107,7 @@ class TrainRequest:
     recipe: Recipe
     changes: dict[str, Any]
     autoencoder: str | None = None
+    minutes: float | None = None
     resume: bool = False
     cpu: bool = False
     workers: int = 0

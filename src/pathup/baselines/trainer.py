@@ -23,6 +23,7 @@ from pathup.recipes import BaselineTraining, save_recipe
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
 from pathup.training.averages import Average
+from pathup.training.budget import within
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.runs import FREE_TO_CHANGE
@@ -146,18 +147,37 @@ class BaselineTrainer(ABC):
         return {"steps": self.step, "seconds": round(self.seconds, 1), "tiles_seen": seen,
                 "tiles": self.tiles.fingerprint()}  # fmt: skip
 
-    def run(self) -> Path:
+    def run(self, *, share: float = 1.0) -> Path:
         """Train to the last step, from the newest checkpoint where there is one; returns the model's folder.
+
+        Parameters
+        ----------
+        share
+            Of the request's minutes, where it has any, that are this run's.
 
         Raises
         ------
         PathUpError
             A loss is not finite, the disk is full, or a checkpoint is damaged.
         """
-        spec = self.spec
         save_recipe(self.recipe, self.folder / "recipe.yaml")
         self._resume()
         self.prepare()
+        if self.request.minutes is None:
+            self._train_to(self.spec.steps, self.spec.decay_share)
+        else:
+            decay = self.spec.decay_share
+
+            def train_to(step: int, last: bool) -> tuple[int, float]:
+                self._train_to(step, decay if last else 0.0)
+                return self.step, self.seconds
+
+            within(share * self.request.minutes, self.folder, train_to)
+        return self.export()
+
+    def _train_to(self, steps: int, decay_share: float) -> None:
+        """Take the steps up to this one, which is the last as the learning rate sees it."""
+        self.spec = spec = self.spec.model_copy(update={"steps": steps, "decay_share": decay_share})
         with Journal(
             self.folder, steps=spec.steps, first_step=self.step, title=self._title,
             wandb_project=self.request.wandb_project,
@@ -178,7 +198,6 @@ class BaselineTrainer(ABC):
                 if self.step % spec.sample_every == 0 or last:
                     self._sample(journal)
                 started = time.perf_counter()
-        return self.export()
 
     def _stream(self) -> Iterator[tuple[torch.Tensor, ...]]:
         loader = DataLoader(

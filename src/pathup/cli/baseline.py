@@ -42,6 +42,9 @@ def train(
     ] = None,
     resume: Resume = False,
     steps: Steps = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for about so long instead of the recipe's steps.")
+    ] = None,
     seed: Seed = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16, instead of the recipe's.")] = None,
     changes: Set = None,
@@ -62,7 +65,7 @@ def train(
     own = {f"{section}.{key}": value for key, value in asked.items() if value is not None}
     request = TrainRequest(
         tiles=tiles, output=output, recipe=load_recipe(recipe), changes={**own, **changed(changes or [])},
-        autoencoder=autoencoder, resume=resume, cpu=cpu, workers=workers, wandb_project=wandb,
+        autoencoder=autoencoder, minutes=minutes, resume=resume, cpu=cpu, workers=workers, wandb_project=wandb,
     )  # fmt: skip
     typer.echo(f"{name} written to {train_baseline(name, request)}")
 

@@ -3,54 +3,105 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pathup.cli.progress import Bars
+from pathup.errors import unknown
+
+if TYPE_CHECKING:
+    from pathup.experiments.preparation import Step
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="table2, figure5 or denoiser.")],
-    tiles: Annotated[Path, typer.Argument(help="What 'pathup tiles' wrote.")],
-    output: Annotated[Path, typer.Argument(help="Folder to be made; both experiments may share one (--resume).")],
-    autoencoder: Annotated[
-        str, typer.Option(help="On whose latents all arms are trained (a folder, or a model's folder).")
-    ],
+    name: Annotated[str, typer.Argument(help="table1, table2, table3, table4, figure5 or denoiser.")],
+    data: Annotated[Path, typer.Option(help="What 'pathup tiles' wrote, or what it is to cut (BRACS as downloaded).")],
+    output: Annotated[Path, typer.Option(help="Folder to be made; experiments may share one (--resume).")],
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "atlas",
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(
+            help="On whose latents all are trained (a folder, or a model's folder). [default: one is trained first]"
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A trained PathUp model: a row of its own in table1, the one that draws in table3 and table4; its "
+            "autoencoder is taken unless another is given."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Train each system of table1, 3 and 4 for so long. [default: the recipe's steps]"),
+    ] = None,
     features: Annotated[
         list[str] | None, typer.Option(help="As of pathup evaluate; may be given several times. [default: atlas]")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="From how many seeds each arm is trained.")] = 5,
+    generations: Annotated[int, typer.Option(help="From how many seeds table1, 3 and 4 are drawn.")] = 5,
+    images: Annotated[int, typer.Option(help="Large images of each class and generation, of table3 and 4.")] = 4,
+    seeds: Annotated[int, typer.Option(help="From how many seeds arms of table2, figure5, denoiser are trained.")] = 5,
     steps: Annotated[
         int | None,
         typer.Option(help="Optimiser steps of each arm; the rate falls over the last third. [default: the recipe's]"),
     ] = None,
-    count: Annotated[int, typer.Option(help="Tiles drawn of each class and level.")] = 50,
+    count: Annotated[int, typer.Option(help="Tiles drawn (or cropped) of each class and level.")] = 50,
     share: Annotated[
-        str, typer.Option(help="I/N: do every N-th job from the I-th, so that N processes share an experiment.")
+        str, typer.Option(help="Of arms, I/N: do every N-th job from the I-th, so that N processes share them.")
     ] = "0/1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what this very experiment has begun.")] = False,
 ) -> None:
-    """Train, draw and measure the arms of one of the paper's tables, or of our own, from several seeds each.
+    """Train, draw and measure what one of the paper's tables compares, or one of our own.
 
-    What is done stays: the same command with --resume goes on after a kill.
+    table1, table3 and table4 compare PathUp with other systems and with itself; table2, figure5 and denoiser compare
+    ways to train it, each from several seeds. What is done stays: the same command with --resume goes on after a kill.
 
-    Example: pathup experiment table2 tiles ablation --autoencoder models/atlas --steps 1500.
+    Examples: pathup experiment table1 --data tiles --output tables --model models/atlas --minutes 60;
+    pathup experiment table2 --data tiles --output ablation --autoencoder models/atlas --steps 1500.
     """
-    from pathup.experiments.ablation import AblationRequest, ablation
+    from pathup.experiments import ablation, tables
+    from pathup.experiments.arms import EXPERIMENTS
+    from pathup.experiments.comparison import ComparisonRequest
 
-    request = AblationRequest(
-        name=name, tiles=tiles, output=output, autoencoder=autoencoder, recipe=recipe,
-        features=tuple(features or ("atlas",)), seeds=seeds, steps=steps, count=count, share=share, device=device,
-        threads=threads, resume=resume,
+    if name not in tables.TABLES and name not in EXPERIMENTS:
+        raise unknown("experiment", name, [*tables.TABLES, *EXPERIMENTS])
+    chosen = tuple(features or ("atlas",))
+    if name in tables.TABLES:
+        asked = ComparisonRequest(
+            name=name, data=data, output=output, recipe=recipe, autoencoder=autoencoder, model=model, minutes=minutes,
+            features=chosen, generations=generations, count=count, images=images, device=device, threads=threads,
+            resume=resume,
+        )  # fmt: skip
+        if dry_run:
+            typer.echo(told(tables.plan(asked)))
+            return
+        with Bars() as bars:
+            tables.compare(asked, bars)
+        typer.echo(f"{output / name}.md and {name}.json written")
+        return
+    request = ablation.AblationRequest(
+        name=name, data=data, output=output, autoencoder=autoencoder, recipe=recipe, features=chosen, seeds=seeds,
+        steps=steps, count=count, share=share, device=device, threads=threads, resume=resume,
     )  # fmt: skip
+    if dry_run:
+        typer.echo(told(ablation.plan(request)))
+        return
     with Bars() as bars:
-        found = ablation(request, progress=bars)
+        found = ablation.ablation(request, progress=bars)
     if "waiting" in found:
         names = ", ".join(found["waiting"])
         typer.echo(f"this share is done; {len(found['waiting'])} jobs of others are missing: {names}")
         return
     typer.echo(f"{output / name}.md, {name}.json and {name}.png written")
+
+
+def told(steps: list[Step]) -> str:
+    """A plan in words, one line a step: done or not, what, and what is known of its cost."""
+    lines = [f"{'done' if step.done() else 'to do':>5}  {step.what}" + (f": {step.cost}" if step.cost else "")
+             for step in steps]  # fmt: skip
+    left = sum(not step.done() for step in steps)
+    return "\n".join([*lines, f"{left} of {len(steps)} to do"])

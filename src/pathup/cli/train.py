@@ -74,6 +74,9 @@ def diffusion(
     seed: Seed = None,
     precision: Precision = None,
     batch_size: Annotated[int | None, typer.Option(help="Tiles a process and forward.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for about so long instead of the recipe's steps.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the feature entropy loss.")] = None,
     patho_align: Annotated[
@@ -117,6 +120,7 @@ def diffusion(
         level=level,
         latents=latents,
         resume=resume,
+        minutes=minutes,
         changes={
             "steps": steps,
             "seed": seed,

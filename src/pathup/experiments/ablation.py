@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from pathup.evaluation.encoders import load_features
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.arms import ARMS, Arm, Experiment, experiment
 from pathup.experiments.pages import write_pages
+from pathup.experiments.preparation import Ground, Step
 from pathup.experiments.yardstick import Yardstick
-from pathup.recipes import load_recipe, save_recipe
+from pathup.recipes import Recipe, load_recipe, save_recipe
 from pathup.sampling.device import choose_device
 from pathup.sampling.runs import GenerateRequest, generate, model_sha256
 from pathup.tiles.dataset import TileFolder
 from pathup.training.runs import changed_recipe, train_diffusion
 
-__all__ = ["AblationRequest", "Job", "ablation", "jobs_of", "memory_spread"]
+__all__ = ["AblationRequest", "Job", "ablation", "jobs_of", "memory_spread", "plan"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,9 +45,9 @@ class AblationRequest:
     """``pathup experiment``: the fields are its arguments and options (docs/commands.md)."""
 
     name: str
-    tiles: Path
+    data: Path
     output: Path
-    autoencoder: str
+    autoencoder: str | None = None
     recipe: str = "atlas"
     features: tuple[str, ...] = ("atlas",)
     seeds: int = 5
@@ -116,14 +118,16 @@ def ablation(request: AblationRequest, progress: Progress | None = None) -> dict
     recipe = changed_recipe(load_recipe(request.recipe), "diffusion", {"steps": request.steps})
     for name in asked.arms:
         ARMS[name].changed(recipe)  # an arm that does not fit the recipe is told before anything is trained
-    tiles = TileFolder.load(request.tiles, "train", recipe)
+    ground = _ground(request, recipe)
+    known = TileFolder.load(ground.tiles, "train", recipe).fingerprint() if ground.tiles == request.data else None
     identity = {
-        "recipe": recipe.model_dump(mode="json"), "tiles": tiles.fingerprint(), "autoencoder": request.autoencoder,
+        "recipe": recipe.model_dump(mode="json"), "tiles": known, "autoencoder": request.autoencoder,
         "features": list(request.features), "count": request.count,
     }  # fmt: skip
     storage.claim_folder(request.output, "experiment", identity, resume=request.resume)
     save_recipe(recipe, request.output / "recipe.yaml")
-    bench = _Bench(request, [level.name for level in recipe.tiles.levels], recipe.diffusion.steps)
+    ground.prepare()
+    bench = _Bench(request, ground, [level.name for level in recipe.tiles.levels], recipe.diffusion.steps)
     own, parts = request.shared
     jobs = jobs_of(asked, request.seeds)
     for number, job in enumerate(jobs):
@@ -137,12 +141,41 @@ def ablation(request: AblationRequest, progress: Progress | None = None) -> dict
     return write_pages(request.output, asked, rows, bench.floor(), request.seeds)
 
 
+def plan(request: AblationRequest) -> list[Step]:
+    """What an experiment consists of, in its order; nothing is done or written.
+
+    Raises
+    ------
+    PathUpError
+        An option is out of range, or an arm does not fit the recipe.
+    """
+    asked = experiment(request.name)
+    recipe = changed_recipe(load_recipe(request.recipe), "diffusion", {"steps": request.steps})
+    ground, levels = _ground(request, recipe), [level.name for level in recipe.tiles.levels]
+    bench = _Bench(request, ground, levels, recipe.diffusion.steps, recipe)
+    spec = recipe.diffusion
+    cost = f"{spec.steps:,} steps of {spec.batch_size} tiles, then {request.count} tiles of each class and level"
+    steps = ground.steps()
+    for job in jobs_of(asked, request.seeds):
+        job.arm.changed(recipe)
+        what = f"train, draw and measure '{job.arm.title}', seed {job.seed}"
+        steps.append(Step(what, bench.figures_of(job).is_file, partial(bench.carry_out, job), cost))
+    return steps
+
+
+def _ground(request: AblationRequest, recipe: Recipe) -> Ground:
+    cpu = choose_device(request.device).type == "cpu"
+    return Ground(request.data, request.output, recipe, request.autoencoder, cpu)
+
+
 class _Bench:
     """What all jobs share, and how one is carried out."""
 
-    def __init__(self, request: AblationRequest, levels: list[str], steps: int) -> None:
-        self._request, self._levels, self._steps = request, levels, steps
-        self._recipe = load_recipe(str(request.output / "recipe.yaml"))
+    def __init__(
+        self, request: AblationRequest, ground: Ground, levels: list[str], steps: int, recipe: Recipe | None = None
+    ) -> None:
+        self._request, self._ground, self._levels, self._steps = request, ground, levels, steps
+        self._recipe = recipe or load_recipe(str(request.output / "recipe.yaml"))
         self._made: Yardstick | None = None
 
     @property
@@ -151,7 +184,7 @@ class _Bench:
             device = choose_device(self._request.device)
             encoders = [load_features(name, device) for name in self._request.features]
             cache = self._request.output / "features"
-            self._made = Yardstick(self._request.tiles, encoders, self._request.count, cache)
+            self._made = Yardstick(self._ground.tiles, encoders, self._request.count, cache)
         return self._made
 
     def figures_of(self, job: Job) -> Path:
@@ -209,11 +242,11 @@ class _Bench:
         turned = f"_turned_{job.seed}" if recipe.diffusion.orientations > 1 else ""  # which turns, its seed decides
         latents = f"{level or 'all'}_{self._request.shared[0]}{turned}"
         return train_diffusion(
-            self._request.tiles,
+            self._ground.tiles,
             run,
             str(own),
             pretrained=None,
-            autoencoder=self._request.autoencoder,
+            autoencoder=self._ground.autoencoder,
             level=level,
             latents=self._request.output / "latents" / latents,
             resume=True,

@@ -13,6 +13,7 @@ from pathup.errors import PathUpError
 from pathup.evaluation.consistency import capped, trained_classifier
 from pathup.evaluation.encoders import Encoder
 from pathup.evaluation.features import View, kept_features
+from pathup.evaluation.fidelity import fidelity
 from pathup.evaluation.frechet import frechet_distance
 from pathup.evaluation.kernel import kernel_distance, paired_kernel_distance
 from pathup.evaluation.neighbours import manifold
@@ -91,6 +92,16 @@ class Yardstick:
         distances = {"kid": 1000 * kernel_distance(theirs, found), "fid": frechet_distance(theirs, found)}
         within = manifold(theirs, found).figures
         return {"tiles": float(len(own)), **distances, **within, "grey": self.named(own, encoder, level)}
+
+    def kid_interval(self, own: TileSet, encoder: Encoder, level: str) -> tuple[float, float]:
+        """The 95 % interval of the kernel distance x 1000 of a set to the real test tiles.
+
+        By the bootstrap of single tiles of the set, and of whole regions of real ones.
+        """
+        real = self.real(level)
+        sets = [self._features(encoder, tiles) for tiles in (real, own.of(level=level))]
+        found = fidelity(sets[0], sets[1], real_groups=real.regions, subsets=1)["kid"]
+        return 1000 * found["low"], 1000 * found["high"]
 
     def paired_distance(self, originals: TileSet, own: TileSet, encoder: Encoder, level: str) -> float:
         """`paired_kernel_distance` x 1000 of tiles and what became of each, in the same order."""

@@ -128,6 +128,8 @@ class PathoAlignTrainer:
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
         self.pipeline = assemble(self.parts, recipe)
         self.step = 0
+        self.seconds = 0.0
+        """Of training so far, over all parts of an interrupted run; without encoding, saving and sample sheets."""
         self.seconds_a_step: float | None = None
         """Of the newest steps between two lines of the log; None before there were two."""
 
@@ -167,7 +169,7 @@ class PathoAlignTrainer:
         )
         with fast_attention(self.trained.unet, self.accelerator.device), curves as journal:
             stream = self._stream(workers)
-            logged = None
+            logged, started = None, time.perf_counter()
             while self.step < spec.steps:
                 last = self.step + 1 == spec.steps
                 told = (self.step + 1) % spec.log_every == 0 or last
@@ -180,10 +182,12 @@ class PathoAlignTrainer:
                     if logged is not None:
                         self.seconds_a_step = (now[1] - logged[1]) / (now[0] - logged[0])
                     logged = now
+                self.seconds += time.perf_counter() - started
                 if main and (self.step % spec.checkpoint_every == 0 or last):
                     self._save()
                 if main and (self.step % spec.sample_every == 0 or last):
                     self._sample(journal)
+                started = time.perf_counter()
         if main:
             self.export(self.folder / "model")
         self.accelerator.wait_for_everyone()
@@ -301,7 +305,11 @@ class PathoAlignTrainer:
                 "feature_memory": self.entropy.state_dict(),
                 **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
             },
-            {"step": self.step, "scaler": self._scaler.state_dict() if self._scaler else None},
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "scaler": self._scaler.state_dict() if self._scaler else None,
+            },
             keep=self.spec.keep_checkpoints,
         )
 
@@ -309,7 +317,7 @@ class PathoAlignTrainer:
         checkpoint = newest_checkpoint(self.folder / "checkpoints")
         if checkpoint is None:
             return
-        self.step = checkpoint.step
+        self.step, self.seconds = checkpoint.step, float(checkpoint.values().get("seconds", 0.0))
         self.trained.load_state_dict(checkpoint.tensors("model"))
         self.average.load(checkpoint.tensors("average"))
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
@@ -328,13 +336,14 @@ class PathoAlignTrainer:
         """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""
         spec = self.spec
         seen = self.step * spec.batch_size * spec.gradient_accumulation * self.accelerator.num_processes
-        made = {"steps": self.step, "tiles_seen": seen, "tiles": self.cache.tiles.fingerprint()}
+        made = {"steps": self.step, "tiles_seen": seen, "seconds": round(self.seconds, 1)}
         with storage.atomic_folder(target) as partial:
             save_pipeline(self.averaged_pipeline(), partial)
             memory = {name: value.cpu() for name, value in self.entropy.state_dict().items()}
             save_file(memory, partial / "feature_memory.safetensors")
             save_recipe(self.recipe, partial / "recipe.yaml")
-            storage.write_json(partial / "training.json", {"pathup": __version__, **made})
+            told = {"pathup": __version__, **made, "tiles": self.cache.tiles.fingerprint()}
+            storage.write_json(partial / "training.json", told)
 
     def _sample(self, journal: Journal) -> None:
         pipeline = self.averaged_pipeline()

@@ -26,6 +26,7 @@ from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.taxonomy import all_prompts, level_of
+from pathup.training.budget import within
 from pathup.training.latents import encoder_sha256
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = {
     "steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "encode_batch", "learning_rate",
-    "muon_learning_rate",
+    "muon_learning_rate", "decay_steps",
 }  # fmt: skip
 """Fields that may differ when a run is resumed: how far and how fast it goes and how often it saves, not what it is."""
 
@@ -128,8 +129,12 @@ def train_encoder(
     return trainer.run(workers=workers)
 
 
-def train_diffusion(tiles: Path, output: Path, recipe_name: str, *, workers: int, **options: Any) -> Path:
+def train_diffusion(
+    tiles: Path, output: Path, recipe_name: str, *, workers: int, minutes: float | None = None, **options: Any
+) -> Path:
     """Run `pathup train diffusion`; returns the model's folder. `options` are those of `diffusion_trainer`.
+
+    With `minutes` it trains for about so long, the learning rate falling over the recipe's share of the steps.
 
     Raises
     ------
@@ -137,7 +142,17 @@ def train_diffusion(tiles: Path, output: Path, recipe_name: str, *, workers: int
         As `diffusion_trainer`, or training diverges or finds the disk full.
     """
     ask_for_repeatable_kernels()
-    return diffusion_trainer(tiles, output, recipe_name, **options).run(workers=workers)
+    trainer = diffusion_trainer(tiles, output, recipe_name, **options)
+    if minutes is None:
+        return trainer.run(workers=workers)
+    share = trainer.spec.decay_steps / trainer.spec.steps
+
+    def train_to(step: int, last: bool) -> tuple[int, float]:
+        trainer.go_on(step, decay_steps=round(share * step) if last else 0, workers=workers)
+        return trainer.step, trainer.seconds
+
+    within(minutes, output, train_to)
+    return output / "model"
 
 
 def diffusion_trainer(

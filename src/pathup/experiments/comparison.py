@@ -1,0 +1,264 @@
+"""What tables 1, 3 and 4 have in common: systems trained on the same tiles for as long, measured by one yardstick.
+
+The data flow: tiles are cut and an autoencoder trained where none are given; each contender is trained; each generation
+(a seed) draws its images, which become tiles beside real test tiles and are measured; all of it becomes a page in the
+paper's layout. Every step leaves files behind and is not done again where they are, so a killed experiment goes on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathup import storage
+from pathup.errors import PathUpError
+from pathup.evaluation.encoders import load_features
+from pathup.evaluation.tile_sets import TileSet
+from pathup.experiments.contenders import CONTENDERS, Contender, Setting, Trained, of_model, trained, untrained
+from pathup.experiments.preparation import Ground, Step
+from pathup.experiments.yardstick import Yardstick
+from pathup.recipes import load_recipe, save_recipe
+from pathup.sampling.device import choose_device
+
+__all__ = ["Bench", "ComparisonRequest", "Entry"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table: what it is called, and what draws its tiles.
+
+    Attributes
+    ----------
+    name, title
+        In file names, and in tables.
+    contender
+        Whose model draws; None for what needs no model.
+    once
+        Drawn in the first generation alone: what a system is to be better than.
+    """
+
+    name: str
+    title: str
+    contender: Contender | None = None
+    once: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRequest:
+    """``pathup experiment table1``, ``table3`` or ``table4``; the fields are its options (docs/commands.md)."""
+
+    name: str
+    data: Path
+    output: Path
+    recipe: str = "atlas"
+    autoencoder: str | None = None
+    model: Path | None = None
+    minutes: float | None = None
+    features: tuple[str, ...] = ("atlas",)
+    generations: int = 5
+    count: int = 50
+    images: int = 4
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("generations", 2), ("count", 10), ("images", 1)):
+            if getattr(self, name) < least:
+                raise PathUpError(f"{name} is {getattr(self, name)}, but at least {least} were needed")
+        if self.minutes is not None and not self.minutes > 0:
+            raise PathUpError(f"{self.minutes:g} minutes of training were asked for, but more than 0 were needed")
+
+
+class Bench(ABC):
+    """A comparison's folder and what is in it.
+
+    Parameters
+    ----------
+    request
+        What is asked for.
+
+    Attributes
+    ----------
+    name, title
+        Of the table, on the command line and of the page.
+    contenders
+        What is trained for it; ``pathup`` is not, where a model is given and `given_is_a_row` is off.
+    given_is_a_row
+        Whether a model given with ``--model`` has a row beside the one that is trained.
+    paper
+        The paper's own figures: head and body of a table.
+    """
+
+    name: str
+    title: str
+    contenders: tuple[str, ...]
+    given_is_a_row: bool
+    paper: tuple[Sequence[str], Sequence[Sequence[str]]]
+
+    def __init__(self, request: ComparisonRequest) -> None:
+        self.request, self.recipe = request, load_recipe(request.recipe)
+        if request.threads is not None:
+            torch.set_num_threads(request.threads)
+
+    # -- what a table says ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def entries(self) -> list[Entry]:
+        """The rows, in their order."""
+
+    @abstractmethod
+    def levels(self) -> list[str]:
+        """The spatial levels that are compared."""
+
+    @abstractmethod
+    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float]:
+        """The tiles of a row's generation, from where their drawing stands, and the seconds that one took."""
+
+    @abstractmethod
+    def cost_of(self, entry: Entry) -> str:
+        """What a generation of a row is, in numbers of images."""
+
+    # -- where things are -----------------------------------------------------------------------------------
+
+    @property
+    def output(self) -> Path:
+        """The experiment's folder."""
+        return self.request.output
+
+    @cached_property
+    def ground(self) -> Ground:
+        """The tiles and the autoencoder."""
+        request = self.request
+        given = request.autoencoder or (None if request.model is None else str(request.model))
+        cpu = choose_device(request.device).type == "cpu"
+        return Ground(request.data, request.output, self.recipe, given, cpu)
+
+    @property
+    def setting(self) -> Setting:
+        """What contenders share."""
+        ground, request = self.ground, self.request
+        return Setting(
+            ground.tiles, self.output, self.recipe, ground.autoencoder, request.minutes, request.device
+        )  # fmt: skip
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """Real tiles, and what measures beside them."""
+        device = choose_device(self.request.device)
+        encoders = [load_features(name, device) for name in self.request.features]
+        return Yardstick(self.ground.tiles, encoders, self.request.count, self.output / "features")
+
+    def figures_of(self, entry: Entry, generation: int) -> Path:
+        """Where a row's figures of one generation are kept."""
+        return self.output / "figures" / self.name / f"{entry.name}_{generation}.json"
+
+    def note_of(self, contender: str) -> Path:
+        """Where it is noted what the training of a contender took."""
+        return self.output / "trained" / f"{contender}.json"
+
+    def model_of(self, entry: Entry) -> Path:
+        """The model that draws a row.
+
+        Raises
+        ------
+        PathUpError
+            The row needs none.
+        """
+        if entry.contender is None:
+            raise PathUpError(f"row '{entry.title}' is drawn without a model")
+        if entry.once:
+            return untrained(entry.contender, self.setting)
+        takes_given = entry.contender.name == "pathup" and not self.given_is_a_row
+        if self.request.model is not None and (entry.name == "given" or takes_given):
+            return self.request.model
+        return self.output / "runs" / entry.contender.name / "model"
+
+    def training_of(self, entry: Entry) -> Trained | None:
+        """What the training of a row's model took; None where it needs no model, or one without training."""
+        return None if entry.contender is None or entry.once else of_model(self.model_of(entry))
+
+    def generations_of(self, entry: Entry) -> range:
+        """The seeds that a row is drawn from."""
+        return range(1 if entry.once else self.request.generations)
+
+    def claim(self) -> None:
+        """The folder belongs to one recipe, one budget, one set of networks and one number of tiles.
+
+        Raises
+        ------
+        PathUpError
+            It holds another experiment, or was begun and is not to be resumed.
+        """
+        request = self.request
+        identity = {
+            "recipe": self.recipe.model_dump(mode="json"), "minutes": request.minutes, "count": request.count,
+            "features": list(request.features), "autoencoder": request.autoencoder, "images": request.images,
+            "model": None if request.model is None else request.model.name,
+        }  # fmt: skip
+        storage.claim_folder(self.output, "experiment", identity, resume=request.resume)
+        save_recipe(self.recipe, self.output / "recipe.yaml")
+
+    # -- what there is to do --------------------------------------------------------------------------------
+
+    def steps(self) -> list[Step]:
+        """All that leads to the figures, in its order."""
+        return [*self.ground.steps(), *self._training(), *self._generations()]
+
+    def trained_contenders(self) -> tuple[str, ...]:
+        """Those that are trained here."""
+        if self.request.model is None or self.given_is_a_row:
+            return self.contenders
+        return tuple(name for name in self.contenders if name != "pathup")
+
+    def _training(self) -> list[Step]:
+        minutes = self.request.minutes
+        cost = "the recipe's steps" if minutes is None else f"{minutes:g} minutes of training"
+        return [
+            Step(f"train {CONTENDERS[name].title}", self.note_of(name).is_file, self._train(name), cost)
+            for name in self.trained_contenders()
+        ]
+
+    def _generations(self) -> list[Step]:
+        return [
+            Step(
+                f"draw and measure {entry.title}, generation {generation}",
+                self.figures_of(entry, generation).is_file, self._measure(entry, generation), self.cost_of(entry),
+            )
+            for generation in range(self.request.generations)
+            for entry in self.entries()
+            if generation in self.generations_of(entry)
+        ]  # fmt: skip
+
+    # -- how it is done -------------------------------------------------------------------------------------
+
+    def _train(self, name: str) -> Callable[[], None]:
+        def do() -> None:
+            found = trained(CONTENDERS[name], self.setting)
+            self.note_of(name).parent.mkdir(parents=True, exist_ok=True)
+            storage.write_json(self.note_of(name), found.notes())
+
+        return do
+
+    def _measure(self, entry: Entry, generation: int) -> Callable[[], None]:
+        def do() -> None:
+            tiles, a_tile = self.draw(entry, generation)
+            rows: list[dict[str, Any]] = []
+            for encoder in self.yardstick.encoders:
+                for level in self.levels():
+                    told = {"entry": entry.name, "generation": generation, "level": level, "features": encoder.name}
+                    row = {**told, **self.yardstick.figures(tiles, encoder, level)}
+                    if generation == 0:
+                        row["kid_interval"] = self.yardstick.kid_interval(tiles, encoder, level)
+                    rows.append(row)
+            target = self.figures_of(entry, generation)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_json(target, {"seconds_a_tile": a_tile, "rows": rows})
+
+        return do

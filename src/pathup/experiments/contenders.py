@@ -1,0 +1,209 @@
+"""The systems of tables 1 and 3, each trained and drawn from in one way, so that a table treats all alike.
+
+A contender is PathUp itself or one of `pathup.baselines`. It is trained to so many steps (from where its run stands),
+says how long that took, and draws tiles or enlarges images into a folder that ``pathup evaluate`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pathup import storage
+from pathup.baselines.generating import DrawRequest, draw_from_baseline
+from pathup.baselines.systems import BASELINES, TrainRequest, train_baseline
+from pathup.recipes import Recipe, recipe_with, save_recipe
+from pathup.sampling.device import choose_device
+from pathup.sampling.runs import GenerateRequest, generate
+from pathup.tiles.dataset import TileFolder
+from pathup.tiles.making import METADATA_FILE
+from pathup.training.runs import train_diffusion
+
+__all__ = ["CONTENDERS", "Contender", "Setting", "Trained", "drawn", "enlarged", "of_model", "trained", "untrained"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One system of a table.
+
+    Attributes
+    ----------
+    name, title
+        In file names, and in tables.
+    latent
+        Whether it is trained on an autoencoder's latents.
+    """
+
+    name: str
+    title: str
+    latent: bool = False
+
+
+def _of_baseline(name: str) -> Contender:
+    return Contender(name, BASELINES[name].title, BASELINES[name].takes_autoencoder)
+
+
+SECTIONS = (
+    "diffusion", "baselines.stylegan2", "baselines.vqgan", "baselines.vqgan.transformer", "baselines.ldm_sr",
+    "baselines.bsrgan",
+)  # fmt: skip
+"""Of the recipe, each with steps and a learning rate."""
+
+NO_TRAINING = {"steps": 1, "learning_rate": 1e-12}
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        *(_of_baseline(name) for name in BASELINES),
+        Contender("pathup", "PathUp", latent=True),
+    )
+}
+"""By name, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders share.
+
+    Attributes
+    ----------
+    tiles
+        What ``pathup tiles`` wrote.
+    output
+        Of the experiment: runs are below it.
+    recipe
+        What all are trained by.
+    autoencoder
+        Of those that are trained on latents.
+    minutes
+        Of training, each contender's; unset: the recipe's steps.
+    device
+        As of the command line.
+    """
+
+    tiles: Path
+    output: Path
+    recipe: Recipe
+    autoencoder: str
+    minutes: float | None = None
+    device: str = "auto"
+
+    @property
+    def cpu(self) -> bool:
+        """Whether it is all done on the CPU."""
+        return choose_device(self.device).type == "cpu"
+
+    def run_of(self, contender: Contender) -> Path:
+        """The folder of a contender's run."""
+        return self.output / "runs" / contender.name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained contender: its model, steps and seconds of training in all, and the tiles that it has seen."""
+
+    model: Path
+    steps: int
+    seconds: float
+    tiles_seen: int
+
+    def notes(self) -> dict[str, float]:
+        """All but the place."""
+        return {"steps": self.steps, "seconds": self.seconds, "tiles_seen": self.tiles_seen}
+
+
+def trained(contender: Contender, setting: Setting) -> Trained:
+    """Train a contender, from where its run stands.
+
+    Raises
+    ------
+    PathUpError
+        The recipe does not fit, or training fails.
+    """
+    if contender.name != "pathup":
+        model = train_baseline(contender.name, TrainRequest(
+            tiles=setting.tiles, output=setting.run_of(contender), recipe=setting.recipe, changes={},
+            autoencoder=setting.autoencoder if contender.latent else None, minutes=setting.minutes, resume=True,
+            cpu=setting.cpu,
+        ))  # fmt: skip
+        return of_model(model)
+    own = setting.output / "recipe.yaml"
+    return of_model(train_diffusion(
+        setting.tiles, setting.run_of(contender), str(own), pretrained=None, autoencoder=setting.autoencoder,
+        level=None, latents=None, resume=True, changes={}, cpu=setting.cpu, workers=0, wandb_project=None,
+        gradient_checkpointing=False, minutes=setting.minutes,
+    ))  # fmt: skip
+
+
+def untrained(contender: Contender, setting: Setting) -> Path:
+    """A contender's model with the weights that training begins with: one step, too small to move them.
+
+    On the tiles of one region a class, so that nothing long has to be computed first.
+    """
+    own = replace(setting, tiles=few_tiles(setting), output=setting.output / "untrained", minutes=None)
+    tiny = {f"{section}.{name}": value for section in SECTIONS for name, value in NO_TRAINING.items()}
+    tiny |= {f"{section}.perceptual_steps": 1 for section in ("baselines.vqgan", "baselines.bsrgan")}
+    if setting.recipe.diffusion.muon_learning_rate is not None:
+        tiny["diffusion.muon_learning_rate"] = NO_TRAINING["learning_rate"]
+    recipe = recipe_with(setting.recipe, {**tiny, "diffusion.decay_steps": 0}, source="untrained")
+    own.output.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, own.output / "recipe.yaml")
+    return trained(contender, replace(own, recipe=recipe)).model
+
+
+def few_tiles(setting: Setting) -> Path:
+    """The training tiles of the first region of each class, as a folder of their own (by hard links, or copies)."""
+    out, split = setting.output / "untrained" / "tiles", "train"
+    if (out / split / METADATA_FILE).is_file():
+        return out
+    whole = TileFolder.load(setting.tiles, split, setting.recipe)
+    first: dict[str, str] = {}
+    for record in whole.records:
+        first.setdefault(record.label, record.region)
+    chosen = [place for place, record in enumerate(whole.records) if first[record.label] == record.region]
+    for place in chosen:
+        target = out / split / whole.records[place].file_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            _linked(whole.path(place), target)
+    save_recipe(setting.recipe, out / "recipe.yaml")
+    rows = [json.dumps(asdict(whole.records[place]), ensure_ascii=False) for place in chosen]
+    storage.write_text(out / split / METADATA_FILE, "".join(f"{row}\n" for row in rows))
+    return out
+
+
+def _linked(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copy2(source, target)
+
+
+def of_model(model: Path) -> Trained:
+    """A trained model, and what its training took by its own notes (0 where an older one does not say)."""
+    baseline = model / "baseline.json"
+    notes = storage.read_json(baseline if baseline.is_file() else model / "training.json")
+    seconds = float(notes.get("seconds", 0.0))
+    return Trained(model, int(notes.get("steps", 0)), seconds, int(notes.get("tiles_seen", 0)))
+
+
+def drawn(contender: Contender, model: Path, out: Path, *, level: str, count: int, seed: int, device: str) -> float:
+    """Draw `count` tiles of each class at a level into a folder, from where it stands; returns the seconds it took."""
+    if contender.name != "pathup":
+        request = DrawRequest(
+            model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True
+        )
+        return draw_from_baseline(request).seconds
+    report = generate(GenerateRequest(
+        model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True,
+    ))  # fmt: skip
+    return report.seconds["total"]
+
+
+def enlarged(contender: Contender, model: Path, images: Path, out: Path, *, seed: int, device: str) -> float:
+    """Enlarge every image of a folder into another, from where it stands; returns the seconds it took."""
+    request = DrawRequest(model=model, out=out, images=images, seed=seed, device=device, resume=True)
+    return draw_from_baseline(request).seconds

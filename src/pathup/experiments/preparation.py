@@ -1,0 +1,99 @@
+"""What every experiment needs first: tiles, and an autoencoder; and how a plan is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathup import storage
+from pathup.evaluation.tile_sets import is_tiles_folder
+from pathup.recipes import Recipe
+from pathup.tiles.making import make_tiles
+from pathup.training.runs import train_autoencoder
+
+__all__ = ["Ground", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to be done: whether it is, how, and what is known of its cost."""
+
+    what: str
+    done: Callable[[], bool]
+    do: Callable[[], None]
+    cost: str = ""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The tiles and the autoencoder of an experiment.
+
+    Attributes
+    ----------
+    data
+        What ``pathup tiles`` wrote, or what it is to cut.
+    output
+        The experiment's folder.
+    recipe
+        What tiles are cut and the autoencoder is trained by.
+    given
+        An autoencoder; None: one is trained.
+    cpu
+        Train it on the CPU even where there is a GPU.
+    """
+
+    data: Path
+    output: Path
+    recipe: Recipe
+    given: str | None
+    cpu: bool = False
+
+    @property
+    def tiles(self) -> Path:
+        """Where the tiles are, or will be."""
+        return self.data if is_tiles_folder(self.data) else self.output / "data"
+
+    @property
+    def autoencoder(self) -> str:
+        """Where the autoencoder is, or will be."""
+        return self.given or str(self._run / "autoencoder")
+
+    @property
+    def _run(self) -> Path:
+        return self.output / "autoencoder"
+
+    def steps(self) -> list[Step]:
+        """What has to be done for them, done or not."""
+        steps, spec = [], self.recipe.autoencoder
+        if self.tiles != self.data:
+            steps.append(Step("cut tiles", (self.tiles / "summary.json").is_file, self._cut, f"of {self.data}"))
+        if self.given is None:
+            cost = f"{spec.steps:,} steps of {spec.batch_size} crops"
+            steps.append(Step("train the autoencoder", self._is_trained, self._train, cost))
+        return steps
+
+    def prepare(self) -> None:
+        """Do what is not done; the experiment's folder holds its recipe already.
+
+        Raises
+        ------
+        PathUpError
+            Cutting or training fails.
+        """
+        for step in self.steps():
+            if not step.done():
+                step.do()
+
+    def _cut(self) -> None:
+        make_tiles(self.data, self.tiles, self.recipe, resume=True)
+
+    def _is_trained(self) -> bool:
+        note = self._run / "autoencoder" / "training.json"
+        return note.is_file() and int(storage.read_json(note)["steps"]) >= self.recipe.autoencoder.steps
+
+    def _train(self) -> None:
+        train_autoencoder(
+            self.tiles, self._run, str(self.output / "recipe.yaml"), pretrained=None, resume=True, changes={},
+            cpu=self.cpu, workers=0, wandb_project=None,
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Training for a time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pathup.errors import PathUpError
+from pathup.training.budget import FIRST_STEPS, within
+
+
+class Clocked:
+    """A run of 30 seconds' setting up and half a second a step."""
+
+    def __init__(self) -> None:
+        self.step, self.called = 0, []
+
+    def train_to(self, step: int, last: bool) -> tuple[int, float]:
+        self.called.append((step, last))
+        self.step = max(self.step, step)
+        return self.step, 30 + 0.5 * self.step
+
+
+def test_as_many_steps_are_taken_as_the_time_holds_after_setting_up(tmp_path):
+    run = Clocked()
+    assert within(10, tmp_path, run.train_to) == 1140  # (600 - 30) / 0.5
+    assert run.called == [(FIRST_STEPS[0], False), (FIRST_STEPS[1], False), (1140, True)]
+
+
+def test_a_resumed_run_keeps_to_its_plan_however_fast_it_is_now(tmp_path):
+    within(10, tmp_path, Clocked().train_to)
+    slow = Clocked()
+    slow.train_to = lambda step, last: (slow.called.append((step, last)), (step, 100.0 * step))[1]
+    assert within(10, tmp_path, slow.train_to) == 1140
+    assert slow.called == [(1140, True)]
+
+
+@pytest.mark.parametrize("begun", [10, 50, FIRST_STEPS[1]])
+def test_a_run_that_was_stopped_before_its_plan_was_made_makes_it_by_the_speed_it_has(tmp_path, begun):
+    run = Clocked()
+    run.step = begun
+    steps = within(10, tmp_path, run.train_to)
+    # stopped at the very end of the first steps, setting up counts into their speed: 66 s / 72 steps
+    assert steps == (1140 if begun < FIRST_STEPS[1] else 72 + round((600 - 66) / (66 / 72)))
+
+
+def test_too_short_a_time_is_the_first_steps_and_one_more(tmp_path):
+    assert within(0.1, tmp_path, Clocked().train_to) == FIRST_STEPS[1] + 1
+
+
+def test_another_time_for_the_same_run_is_refused(tmp_path):
+    within(10, tmp_path, Clocked().train_to)
+    with pytest.raises(PathUpError, match="a run of 10 minutes, but 20 were asked for"):
+        within(20, tmp_path, Clocked().train_to)
+    assert json.loads((tmp_path / "budget.json").read_text())["minutes"] == 10
+    for minutes in (0, -1, float("nan")):
+        with pytest.raises(PathUpError, match="more than 0 were needed"):
+            within(minutes, tmp_path / "new", Clocked().train_to)
