@@ -75,11 +75,11 @@ def page(bench: Bench, content: Row) -> str:
     lines = [
         f"# {bench.title}",
         "",
-        f"Recipe `{content['recipe']}`, {generations} generations (seeds), {count} tiles a class and level in each; mean "
-        "± standard deviation of generations. FD and KD are the Fréchet and kernel distances on features of the network "
-        "that is named: those of Inception alone are the FID and KID of the literature. The floor is as many real "
-        "training tiles in their place (from such tiles the classifier of grey tiles has learnt, so that its figure "
-        "there says nothing). 95 % intervals of KD are of the first generation. Measured with the functions of "
+        f"Recipe `{content['recipe']}`, {generations} generations (seeds), {count} tiles a class and level in each; "
+        "mean ± standard deviation of generations. FD and KD are the Fréchet and kernel distances on features of the "
+        "network that is named: those of Inception alone are the FID and KID of the literature. The floor is as many "
+        "real training tiles in their place (from such tiles the classifier of grey tiles has learnt, so that its "
+        "figure there says nothing). 95 % intervals of KD are of the first generation. Measured with the functions of "
         f"`pathup evaluate` (PathUp {content['version']}).",
     ]
     for features in dict.fromkeys(row["features"] for row in content["floor"]):
@@ -91,9 +91,7 @@ def page(bench: Bench, content: Row) -> str:
     head, body = bench.paper
     lines += ["", "## The paper", "", said, "", *markdown([list(head), *(list(row) for row in body)])]
     sheets = [f"![{level}]({_sheet_name(bench, level)})" for level in bench.levels()]
-    told = (
-        "One tile of each class (columns) by each row above that is drawn in every generation, top to bottom, seed 0:"
-    )
+    told = "One tile of each class (columns) by each row that is drawn in every generation, top to bottom, seed 0:"
     return "\n".join([*lines, "", "## Images", "", told, "", *sheets, ""])
 
 
@@ -124,10 +122,10 @@ def _costs(entries: list[Row]) -> list[str]:
     for entry in entries:
         if entry["once"]:
             continue
-        made = entry["training"]
-        told = ["", "", ""] if made is None else [
-            f"{made['seconds']:.0f}" if made["seconds"] else "not noted", f"{made['steps']:,}", f"{made['tiles_seen']:,}"
-        ]  # fmt: skip
+        made, told = entry["training"], ["none", "", ""]
+        if made is not None:
+            seconds = f"{made['seconds']:.0f}" if made["seconds"] else "not noted"
+            told = [seconds, f"{made['steps']:,}", f"{made['tiles_seen']:,}"]
         table.append([entry["title"], *told, f"{entry['seconds_a_tile']:.3g}"])
     return markdown(table)
 

@@ -76,10 +76,12 @@ class CodesRecipe(BaselineTraining):
     learning_rate: float = Field(6e-4, gt=0, description="AdamW's")
     decay_share: Fraction = Field(0.5, description="share of the steps over which the learning rate falls to 0")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's, of matrices")
-    layers: Positive = Field(8, description="transformer layers")
-    heads: Positive = Field(8, description="attention heads")
-    width: Positive = Field(256, description="channels of an embedding")
-    dropout: Fraction = Field(0.1, description="of embeddings, attention and residuals")
+    layers: Positive = Field(6, description="transformer layers")
+    heads: Positive = Field(6, description="attention heads")
+    width: Positive = Field(192, description="channels of an embedding")
+    dropout: Fraction = Field(
+        0.0, description="of embeddings, attention and residuals; for runs that see every tile many times"
+    )
     top_k: int = Field(0, ge=0, description="codes that are sampled from, the likeliest ones; 0: all")
     top_p: float = Field(
         0.95, gt=0, le=1, description="probability that the codes sampled from have together, at least"
@@ -96,9 +98,11 @@ class CodesRecipe(BaselineTraining):
 class VQGANRecipe(BaselineTraining):
     """VQ-GAN (Esser et al. 2021): a discrete autoencoder, and a transformer over its codes."""
 
+    batch_size: Positive = Field(8, description="tiles a step")
     learning_rate: float = Field(4e-4, gt=0, description="AdamW's, of autoencoder and discriminator")
+    decay_share: Fraction = Field(0.2, description="share of the steps over which the learning rate falls to 0")
     block_channels: list[Positive] = Field(
-        [32, 64, 64, 128],
+        [16, 32, 64, 128],
         min_length=1,
         description="channels from full resolution down; each block after the first halves it",
     )
@@ -112,7 +116,7 @@ class VQGANRecipe(BaselineTraining):
     perceptual_weight: float = Field(
         1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
     )
-    perceptual_steps: Positive = Field(4000, description="optimiser steps of that classifier")
+    perceptual_steps: Positive = Field(2000, description="optimiser steps of that classifier")
     adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss")
     adversarial_start: int = Field(1000, ge=0, description="step at which the discriminator joins")
     discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
@@ -136,7 +140,10 @@ class LDMSRRecipe(BaselineTraining):
     layers_per_block: Positive = Field(1, description="residual layers a block")
     head_channels: Positive = Field(32, description="channels of an attention head")
     norm_groups: Positive = Field(16, description="groups of each group normalisation")
-    min_snr_gamma: float | None = Field(5.0, gt=0, description="Hang et al. 2023; unset: every step weighs the same")
+    min_snr_gamma: float | None = Field(50.0, gt=0, description="Hang et al. 2023; unset: every step weighs the same")
+    orientations: int = Field(
+        2, ge=1, le=8, description="how many of the 8 flips and quarter turns of a patch are encoded and cached"
+    )
     condition_noise: float = Field(
         0.1,
         ge=0,
@@ -149,18 +156,28 @@ class LDMSRRecipe(BaselineTraining):
     def _check(self) -> LDMSRRecipe:
         if len(self.attention) != len(self.block_channels):
             raise ValueError(f"attention has {len(self.attention)} entries, block_channels {len(self.block_channels)}")
+        for width in self.block_channels:
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups {self.norm_groups} does not divide {width}, one of block_channels")
+        attending = [width for width, attends in zip(self.block_channels, self.attention, strict=True) if attends]
+        for width in (*attending, self.block_channels[-1]):  # the middle block attends, too
+            if width % self.head_channels:
+                raise ValueError(f"head_channels {self.head_channels} does not divide {width}, one of block_channels")
         return self
 
 
 class BSRGANRecipe(BaselineTraining):
     """BSRGAN (Zhang et al. 2021): an RRDB network trained on shuffled degradations."""
 
-    learning_rate: float = Field(2e-4, gt=0, description="Adam's, of generator and discriminator")
+    steps: Positive = Field(5000, description="optimiser steps of the whole run")
+    batch_size: Positive = Field(8, description="crops a step")
+    learning_rate: float = Field(5e-4, gt=0, description="Adam's, of generator and discriminator")
+    decay_share: Fraction = Field(0.2, description="share of the steps over which the learning rate falls to 0")
     channels: Positive = Field(32, description="of the network's features")
     growth: Positive = Field(16, description="channels that each convolution of a dense block adds")
     blocks: Positive = Field(6, description="residual-in-residual dense blocks")
-    crop_px: Positive = Field(128, description="side of a training crop at high resolution")
-    adversarial_start: int = Field(1000, ge=0, description="step at which perceptual and adversarial terms join")
+    crop_px: Positive = Field(96, description="side of a training crop at high resolution, a multiple of 8")
+    adversarial_start: int = Field(2500, ge=0, description="step at which perceptual and adversarial terms join")
     pixel_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error")
     perceptual_weight: float = Field(
         1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
