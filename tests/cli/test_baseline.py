@@ -1,0 +1,71 @@
+"""``pathup baseline``: values given on the command line, and a run that is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from pathup.baselines import systems
+from pathup.cli.baseline import app, changed
+from pathup.errors import PathUpError
+
+
+def test_options_become_changes_of_the_baselines_own_section(monkeypatch):
+    asked: list[tuple[str, systems.TrainRequest]] = []
+    monkeypatch.setattr(systems, "train_baseline", lambda name, request: asked.append((name, request)) or Path("model"))
+    given = ["--tiles", "t", "--output", "o", "--recipe", "tiny", "--steps", "7", "--seed", "3"]
+    for name, more in (
+        ("stylegan2", ["--set", "baselines.stylegan2.augmentation=none", "--minutes", "2"]),
+        ("ldm", ["--autoencoder", "vae"]),
+    ):
+        result = CliRunner().invoke(app, ["train", name, *given, *more])
+        assert result.exit_code == 0, result.output
+    assert asked[0][1].changes == {
+        "baselines.stylegan2.steps": 7, "baselines.stylegan2.seed": 3, "baselines.stylegan2.augmentation": "none",
+    }  # fmt: skip
+    assert asked[0][1].minutes == 2
+    assert asked[1][1].changes == {"diffusion.steps": 7, "diffusion.seed": 3}
+    assert asked[1][1].autoencoder == "vae"
+
+
+def test_values_are_read_as_yaml():
+    found = changed(["a.b=0.5", "a.c=[1, 2]", "a.d=null", "a.e=text", "a.f=x=y"])
+    assert found == {"a.b": 0.5, "a.c": [1, 2], "a.d": None, "a.e": "text", "a.f": "x=y"}
+    for text in ("a.b", "=1", "a.b=[1"):
+        with pytest.raises(PathUpError, match="--set"):
+            changed([text])
+
+
+def test_a_run_that_is_killed_goes_on_to_the_very_weights_of_an_unbroken_one(tiny_tiles, tmp_path):
+    def command(output: Path, *more: str) -> list[str]:
+        options: dict[str, Any] = {"tiles": tiny_tiles, "output": output, "recipe": "tiny", "steps": 40}
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "pathup", "baseline", "train", "stylegan2", "--cpu", *flags, *more]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    run = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed/checkpoints").glob("step-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    assert not (tmp_path / "killed/model").exists()
+    assert list((tmp_path / "killed/checkpoints").glob("step-*"))
+    again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "add --resume" in again.stderr
+    subprocess.run(command(tmp_path / "killed", "--resume"), check=True, capture_output=True)
+    whole, resumed = (load_file(tmp_path / name / "model/generator.safetensors") for name in ("whole", "killed"))
+    assert all((whole[key] == resumed[key]).all() for key in whole)
+    losses = [(tmp_path / name / "losses.jsonl").read_text() for name in ("whole", "killed")]
+    assert losses[0] == losses[1]
