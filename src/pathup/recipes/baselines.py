@@ -42,7 +42,7 @@ class StyleGAN2Recipe(BaselineTraining):
     """StyleGAN2 (Karras et al. 2020), conditional on class and level, with adaptive discriminator augmentation."""
 
     learning_rate: float = Field(2.5e-3, gt=0, description="Adam's, of generator and discriminator")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged generator, which is the one written out")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged generator, which is the one written out")
     channels: list[Positive] = Field(
         [256, 256, 256, 128, 64, 32],
         min_length=2,
@@ -52,7 +52,10 @@ class StyleGAN2Recipe(BaselineTraining):
     mapping_layers: Positive = Field(2, description="fully connected layers from z to w")
     style_mixing: Fraction = Field(0.9, description="share of images whose styles are of two latents")
     r1_gamma: float = Field(
-        1.0, ge=0, description="weight of the R1 penalty; its half multiplies the gradient's square"
+        0.2,
+        ge=0,
+        description="weight of the R1 penalty, half of it times the gradient's square; 0.2: 0.0002 times the pixels of "
+        "a 128 px tile over the batch (Karras et al. 2020b)",
     )
     r1_every: Positive = Field(16, description="steps between R1 penalties, which then weigh as many times more")
     path_length_weight: float = Field(2.0, ge=0, description="weight of the path length penalty")
@@ -171,7 +174,7 @@ class BSRGANRecipe(BaselineTraining):
 
     steps: Positive = Field(5000, description="optimiser steps of the whole run")
     batch_size: Positive = Field(8, description="crops a step")
-    learning_rate: float = Field(5e-4, gt=0, description="Adam's, of generator and discriminator")
+    learning_rate: float = Field(2e-4, gt=0, description="Adam's, of generator and discriminator")
     decay_share: Fraction = Field(0.2, description="share of the steps over which the learning rate falls to 0")
     channels: Positive = Field(32, description="of the network's features")
     growth: Positive = Field(16, description="channels that each convolution of a dense block adds")
@@ -182,8 +185,10 @@ class BSRGANRecipe(BaselineTraining):
     perceptual_weight: float = Field(
         1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
     )
-    perceptual_steps: Positive = Field(4000, description="optimiser steps of that classifier")
-    adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss")
+    perceptual_steps: Positive = Field(2000, description="optimiser steps of that classifier")
+    adversarial_weight: float = Field(
+        0.0125, ge=0, description="weight of the hinge loss: a tenth by 8, the discriminator's gain of fine detail"
+    )
     discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
 
 

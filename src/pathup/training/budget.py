@@ -12,7 +12,7 @@ from pathlib import Path
 from pathup import storage
 from pathup.errors import PathUpError
 
-__all__ = ["FIRST_STEPS", "within"]
+__all__ = ["FIRST_STEPS", "PLAN_FILE", "within"]
 
 FIRST_STEPS = 24, 72
 """Up to which steps a run goes before its speed is known, which is that between the two; a multiple of what is done

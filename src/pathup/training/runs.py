@@ -142,7 +142,11 @@ def train_diffusion(
         As `diffusion_trainer`, or training diverges or finds the disk full.
     """
     ask_for_repeatable_kernels()
-    trainer = diffusion_trainer(tiles, output, recipe_name, **options)
+    return train_for(diffusion_trainer(tiles, output, recipe_name, **options), minutes, workers=workers)
+
+
+def train_for(trainer: PathoAlignTrainer, minutes: float | None, *, workers: int = 0) -> Path:
+    """Train for about so long, or, without `minutes`, the recipe's steps; returns the model's folder."""
     if minutes is None:
         return trainer.run(workers=workers)
     share = trainer.spec.decay_steps / trainer.spec.steps
@@ -151,8 +155,8 @@ def train_diffusion(
         trainer.go_on(step, decay_steps=round(share * step) if last else 0, workers=workers)
         return trainer.step, trainer.seconds
 
-    within(minutes, output, train_to)
-    return output / "model"
+    within(minutes, trainer.folder, train_to)
+    return trainer.folder / "model"
 
 
 def diffusion_trainer(
