@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pathup.baselines import systems
+from pathup.baselines.rrdb import RRDBNet
 from pathup.cli.baseline import app, changed
 from pathup.errors import PathUpError
 
@@ -34,6 +35,22 @@ def test_options_become_changes_of_the_baselines_own_section(monkeypatch):
     assert asked[0][1].minutes == 2
     assert asked[1][1].changes == {"diffusion.steps": 7, "diffusion.seed": 3}
     assert asked[1][1].autoencoder == "vae"
+
+
+def test_weights_in_the_published_format_become_a_model_that_enlarges(tmp_path):
+    """They stand for BSRGAN's own file, which cannot be fetched here."""
+    from PIL import Image
+
+    network = RRDBNet(channels=8, growth=32, blocks=1)  # in spandrel's eyes the growth is always 32
+    save_file(network.state_dict(), tmp_path / "BSRGAN.safetensors")
+    Image.new("RGB", (16, 12), (200, 120, 160)).save(tmp_path / "small.png")
+    for line in (
+        ["import", f"{tmp_path}/BSRGAN.safetensors", f"{tmp_path}/model", "--recipe", "tiny"],
+        ["generate", f"{tmp_path}/model", f"{tmp_path}/large", "--images", f"{tmp_path}/small.png", "--device", "cpu"],
+    ):
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "large/small.png").size == (64, 48)
 
 
 def test_values_are_read_as_yaml():

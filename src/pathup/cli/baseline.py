@@ -104,6 +104,23 @@ def generate(
     typer.echo(f"{len(report.files)} image{plural}{kept} in {report.seconds:.1f} s: {out}")
 
 
+@app.command("import")
+def import_published(
+    weights: Annotated[Path, typer.Argument(help="BSRGAN's published weights, .pth or .safetensors (x4, RGB).")],
+    out: Annotated[Path, typer.Argument(help="Folder to be made: a model as 'pathup baseline train' writes.")],
+    recipe: RecipeName = "atlas",
+) -> None:
+    """Bring BSRGAN's published weights into a model's folder, to enlarge images with.
+
+    Example: pathup baseline import BSRGAN.pth models/bsrgan, then
+    pathup baseline generate models/bsrgan large --images overviews.
+    """
+    from pathup.baselines import bsrgan
+    from pathup.recipes import load_recipe
+
+    typer.echo(f"bsrgan written to {bsrgan.import_published(weights, out, load_recipe(recipe))}")
+
+
 def changed(texts: list[str]) -> dict[str, Any]:
     """Values by their dotted names, of ``NAME=VALUE``; values are read as YAML.
 

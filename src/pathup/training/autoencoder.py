@@ -18,9 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from rich.console import Console
-from rich.progress import Progress
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from torch.utils.data import DataLoader
 
@@ -43,7 +40,7 @@ from pathup.training.discriminator import (
 from pathup.training.journal import Journal
 from pathup.training.schedules import learning_rate
 from pathup.training.sheets import image_sheet
-from pathup.training.tissue_features import TissueFeatures, perceptual_loss, train_tissue_features
+from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 TISSUE_BATCH = 16  # crops a step of the perceptual term's classifier
 STATISTICS_CROPS = 512  # crops from which the latents' mean and deviation a channel are taken
@@ -116,7 +113,13 @@ class AutoencoderTrainer:
         save_recipe(self.recipe, self.folder / "recipe.yaml")
         self._resume()
         if self.spec.perceptual_weight > 0:
-            self.tissue_features = self._tissue_features()
+            self.tissue_features, _ = kept_tissue_features(
+                self.folder / "tissue_features.safetensors",
+                self._crops(TISSUE_BATCH),
+                steps=self.spec.perceptual_steps,
+                seed=self.spec.seed,
+                device=self.accelerator.device,
+            )
         with Journal(
             self.folder, steps=self.spec.steps, first_step=self.step, title="autoencoder", wandb_project=self._wandb
         ) as journal:
@@ -216,28 +219,6 @@ class AutoencoderTrainer:
     def _scale_is_one(self) -> None:
         """Normalised latents need no factor; an autoencoder that training started from may have brought one."""
         self.vae.register_to_config(scaling_factor=1.0)
-
-    def _tissue_features(self) -> TissueFeatures:
-        """The perceptual term's classifier: trained once, and read again by a run that goes on."""
-        path, device = self.folder / "tissue_features.safetensors", self.accelerator.device
-        if path.is_file():
-            network = TissueFeatures(len(self.crops.groups)).to(device)
-            network.load_state_dict(load_file(path))
-            return network.eval().requires_grad_(False)
-        crops = self._crops(TISSUE_BATCH)
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("learning tissue features", total=self.spec.perceptual_steps)
-            network = train_tissue_features(
-                lambda step: (crops[step], crops.group(step)),
-                len(crops.groups),
-                steps=self.spec.perceptual_steps,
-                seed=self.spec.seed,
-                device=device,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        with storage.atomic_path(path) as temporary:
-            save_file(network.state_dict(), temporary)
-        return network
 
     # -- keeping --------------------------------------------------------------------------------------------
 

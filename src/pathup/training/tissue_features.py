@@ -8,13 +8,20 @@ nothing of grain.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, leaky_relu
 
-from pathup import draws
+from pathup import draws, storage
+from pathup.training.crops import Crops
 from pathup.training.discriminator import FINEST_GAIN, feature_matching_loss, finest_octave
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -113,3 +120,52 @@ def train_tissue_features(
         if progress is not None:
             progress(step + 1, steps)
     return network.eval().requires_grad_(False)
+
+
+def kept_tissue_features(
+    path: Path, crops: Crops, *, steps: int, seed: int, device: torch.device
+) -> tuple[TissueFeatures, float]:
+    """The classifier of a run: trained once, kept as a file, and read again by a run that goes on.
+
+    Parameters
+    ----------
+    path
+        The file.
+    crops
+        What it learns from.
+    steps, seed, device
+        As of `train_tissue_features`.
+
+    Returns
+    -------
+    network
+        Frozen.
+    seconds
+        That its training took, whenever that was; 0 where the file does not say.
+
+    Raises
+    ------
+    PathUpError
+        The disk is full.
+    """
+    if path.is_file():
+        network = TissueFeatures(len(crops.groups)).to(device)
+        network.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            seconds = float((file.metadata() or {}).get("seconds", 0.0))
+        return network.eval().requires_grad_(False), seconds
+    started = time.perf_counter()
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("learning tissue features", total=steps)
+        network = train_tissue_features(
+            lambda step: (crops[step], crops.group(step)),
+            len(crops.groups),
+            steps=steps,
+            seed=seed,
+            device=device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    seconds = time.perf_counter() - started
+    with storage.atomic_path(path) as temporary:
+        save_file(network.state_dict(), temporary, metadata={"seconds": f"{seconds:.2f}"})
+    return network, seconds
