@@ -108,9 +108,7 @@ def _geometry(count: int, side: int, probability: float, generator: torch.Genera
     total = total @ chosen.applied(_shift((across / whole).round() * whole, (down / whole).round() * whole))
     scale = torch.exp2(chosen.normal() * SCALE)
     total = total @ chosen.applied(_scaling(1 / scale, 1 / scale))
-    angle_share = 1 - math.sqrt(
-        max(0.0, 1 - probability)
-    )  # of two rotations: either with probability p
+    angle_share = 1 - math.sqrt(max(0.0, 1 - probability))  # of two rotations: either with probability p
     total = total @ chosen.applied(_rotation((2 * chosen.uniform() - 1) * math.pi), angle_share)
     aspect = torch.exp2(chosen.normal() * ASPECT)
     total = total @ chosen.applied(_scaling(1 / aspect, aspect))

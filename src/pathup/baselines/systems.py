@@ -67,8 +67,8 @@ class Baseline:
         ``tiles``: it draws tiles of a class and level; ``upscaler``: it enlarges images.
     module
         Of this package.
-    section
-        Of the recipe, where its numbers are.
+    sections
+        Of the recipe, where its numbers are: one for each of its parts, in their order.
     takes_autoencoder
         Whether it is trained on the latents of an autoencoder that is given.
     """
@@ -77,18 +77,20 @@ class Baseline:
     title: str
     kind: Literal["tiles", "upscaler"]
     module: str
-    section: str
+    sections: tuple[str, ...]
     takes_autoencoder: bool = False
 
 
 BASELINES = {
     system.name: system
     for system in (
-        Baseline("stylegan2", "StyleGAN2", "tiles", "stylegan2", "baselines.stylegan2"),
-        Baseline("vqgan", "VQ-GAN", "tiles", "vqgan", "baselines.vqgan"),
-        Baseline("ldm", "LDM", "tiles", "ldm", "diffusion", takes_autoencoder=True),
-        Baseline("ldm-sr", "LDM (super-resolution)", "upscaler", "ldm_sr", "baselines.ldm_sr", takes_autoencoder=True),
-        Baseline("bsrgan", "BSRGAN", "upscaler", "bsrgan", "baselines.bsrgan"),
+        Baseline("stylegan2", "StyleGAN2", "tiles", "stylegan2", ("baselines.stylegan2",)),
+        Baseline("vqgan", "VQ-GAN", "tiles", "vqgan", ("baselines.vqgan", "baselines.vqgan.transformer")),
+        Baseline("ldm", "LDM", "tiles", "ldm", ("diffusion",), takes_autoencoder=True),
+        Baseline(
+            "ldm-sr", "LDM (super-resolution)", "upscaler", "ldm_sr", ("baselines.ldm_sr",), takes_autoencoder=True
+        ),
+        Baseline("bsrgan", "BSRGAN", "upscaler", "bsrgan", ("baselines.bsrgan",)),
     )
 }
 """In the order of the paper's tables."""

@@ -103,6 +103,9 @@ class BaselineTrainer(ABC):
     def prepare(self) -> None:  # noqa: B027 (most have nothing to do here)
         """Before the first step of this process, after a checkpoint was loaded."""
 
+    def load_until(self, steps: int) -> None:  # noqa: B027 (most read tiles as they come)
+        """Have ready what the batches up to a step need; it counts as no training."""
+
     # -- what is common -------------------------------------------------------------------------------------
 
     def register(
@@ -113,7 +116,7 @@ class BaselineTrainer(ABC):
         optimizer: torch.optim.Optimizer | None = None,
         averaged: bool = False,
     ) -> nn.Module:
-        """Have a network kept in checkpoints, with its optimiser and its average, and put it on the device."""
+        """Have a network, which is on the device, kept in checkpoints, with its optimiser and its average."""
         self._modules[name] = module
         if optimizer is not None:
             self.optimizers[name] = optimizer
@@ -178,6 +181,7 @@ class BaselineTrainer(ABC):
     def _train_to(self, steps: int, decay_share: float) -> None:
         """Take the steps up to this one, which is the last as the learning rate sees it."""
         self.spec = spec = self.spec.model_copy(update={"steps": steps, "decay_share": decay_share})
+        self.load_until(steps)
         with Journal(
             self.folder, steps=spec.steps, first_step=self.step, title=self._title,
             wandb_project=self.request.wandb_project,

@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from pathup.cli.progress import Bars
-from pathup.cli.train import Cpu, Output, RecipeName, Resume, Seed, Steps, Tiles, Wandb, Workers
+from pathup.cli.train import Cpu, Output, RecipeName, Resume, Seed, Tiles, Wandb, Workers
 from pathup.errors import PathUpError
 
 app = typer.Typer(no_args_is_help=True, help="Train and draw from the systems that PathUp is compared with.")
@@ -41,7 +41,7 @@ def train(
         str | None, typer.Option(help="On whose latents ldm and ldm-sr are trained (a folder, or a model's folder).")
     ] = None,
     resume: Resume = False,
-    steps: Steps = None,
+    steps: Annotated[int | None, typer.Option(help="Of each part, instead of the recipe's number of steps.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Train for about so long instead of the recipe's steps.")
     ] = None,
@@ -60,9 +60,9 @@ def train(
     from pathup.baselines.systems import baseline as system
     from pathup.recipes import load_recipe
 
-    section = system(name).section
+    sections = system(name).sections
     asked = {"steps": steps, "seed": seed, "precision": precision}
-    own = {f"{section}.{key}": value for key, value in asked.items() if value is not None}
+    own = {f"{part}.{key}": value for part in sections for key, value in asked.items() if value is not None}
     request = TrainRequest(
         tiles=tiles, output=output, recipe=load_recipe(recipe), changes={**own, **changed(changes or [])},
         autoencoder=autoencoder, minutes=minutes, resume=resume, cpu=cpu, workers=workers, wandb_project=wandb,

@@ -155,4 +155,4 @@ def _first(tiles: TileSet, label: str) -> torch.Tensor:
     place = next((place for place in range(len(tiles)) if tiles.labels[place] == label), None)
     if place is None:
         return torch.zeros(3, tiles.size_px, tiles.size_px)
-    return torch.from_numpy(np.ascontiguousarray(read_image(tiles.files[place]))).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(read_image(tiles.files[place]))).permute(2, 0, 1).float() / 127.5 - 1
