@@ -132,7 +132,8 @@ def _identity(request: TrainRequest, recipe: Recipe, tiles: TileFolder) -> dict[
         },
         "muon": recipe.diffusion.muon_learning_rate is not None,
         "tiles": tiles.fingerprint(),
-        "encoder": encoder_sha256(load_autoencoder(str(request.autoencoder))),
+        "encoder": encoder_sha256(load_autoencoder(str(request.autoencoder or request.pretrained))),
+        "pretrained": request.pretrained,
     }
 
 
@@ -142,7 +143,7 @@ def _trainer(request: TrainRequest, level: str) -> PathoAlignTrainer:
         request.tiles,
         request.output / level,
         str(request.output / "recipe.yaml"),
-        pretrained=None,
+        pretrained=request.pretrained,
         autoencoder=request.autoencoder,
         level=level,
         latents=None,

@@ -100,8 +100,9 @@ BASELINES = {
 class TrainRequest:
     """``pathup baseline train``: the fields are its options (docs/commands.md).
 
-    `changes` are of the recipe, named from its top (``baselines.stylegan2.augmentation``). With `minutes`, all parts of
-    the training take about that long together, instead of the recipe's steps.
+    `changes` are of the recipe, named from its top (``baselines.stylegan2.augmentation``). `pretrained` is a Stable
+    Diffusion model that ldm starts from, its autoencoder included. With `minutes`, all parts of the training take about
+    that long together, instead of the recipe's steps.
     """
 
     tiles: Path
@@ -109,6 +110,7 @@ class TrainRequest:
     recipe: Recipe
     changes: dict[str, Any]
     autoencoder: str | None = None
+    pretrained: str | None = None
     minutes: float | None = None
     resume: bool = False
     cpu: bool = False
@@ -144,7 +146,9 @@ def train_baseline(name: str, request: TrainRequest) -> Path:
         holds another run.
     """
     system = baseline(name)
-    if system.takes_autoencoder and request.autoencoder is None:
+    if request.pretrained is not None and name != "ldm":
+        raise PathUpError(f"{name} is trained from random weights; leave --pretrained out, which is for ldm")
+    if system.takes_autoencoder and request.autoencoder is None and request.pretrained is None:
         raise PathUpError(
             f"{name} is trained on latents: --autoencoder was needed, with what 'pathup train autoencoder' wrote or a "
             "model's folder"

@@ -40,6 +40,9 @@ def train(
     autoencoder: Annotated[
         str | None, typer.Option(help="On whose latents ldm and ldm-sr are trained (a folder, or a model's folder).")
     ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Of ldm: start from this Stable Diffusion 1.x/2.x (folder or hub id).")
+    ] = None,
     resume: Resume = False,
     steps: Annotated[int | None, typer.Option(help="Of each part, instead of the recipe's number of steps.")] = None,
     minutes: Annotated[
@@ -65,7 +68,8 @@ def train(
     own = {f"{part}.{key}": value for part in sections for key, value in asked.items() if value is not None}
     request = TrainRequest(
         tiles=tiles, output=output, recipe=load_recipe(recipe), changes={**own, **changed(changes or [])},
-        autoencoder=autoencoder, minutes=minutes, resume=resume, cpu=cpu, workers=workers, wandb_project=wandb,
+        autoencoder=autoencoder, pretrained=pretrained, minutes=minutes, resume=resume, cpu=cpu,
+        workers=workers, wandb_project=wandb,
     )  # fmt: skip
     typer.echo(f"{name} written to {train_baseline(name, request)}")
 

@@ -25,6 +25,12 @@ def experiment(
             help="On whose latents all are trained (a folder, or a model's folder). [default: one is trained first]"
         ),
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Of table1, 3 and 4: the Stable Diffusion 1.x/2.x that PathUp and LDM start from (folder or hub id)."
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -72,9 +78,9 @@ def experiment(
     chosen = tuple(features or ("atlas",))
     if name in tables.TABLES:
         asked = ComparisonRequest(
-            name=name, data=data, output=output, recipe=recipe, autoencoder=autoencoder, model=model, minutes=minutes,
-            features=chosen, generations=generations, count=count, images=images, device=device, threads=threads,
-            resume=resume,
+            name=name, data=data, output=output, recipe=recipe, autoencoder=autoencoder, pretrained=pretrained,
+            model=model, minutes=minutes, features=chosen, generations=generations, count=count, images=images,
+            device=device, threads=threads, resume=resume,
         )  # fmt: skip
         if dry_run:
             typer.echo(told(tables.plan(asked)))

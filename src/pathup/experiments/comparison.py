@@ -58,6 +58,7 @@ class ComparisonRequest:
     output: Path
     recipe: str = "atlas"
     autoencoder: str | None = None
+    pretrained: str | None = None
     model: Path | None = None
     minutes: float | None = None
     features: tuple[str, ...] = ("atlas",)
@@ -136,7 +137,8 @@ class Bench(ABC):
     def ground(self) -> Ground:
         """The tiles and the autoencoder."""
         request = self.request
-        given = request.autoencoder or (None if request.model is None else str(request.model))
+        model = None if request.model is None else str(request.model)
+        given = request.autoencoder or request.pretrained or model
         cpu = choose_device(request.device).type == "cpu"
         return Ground(request.data, request.output, self.recipe, given, cpu)
 
@@ -145,7 +147,8 @@ class Bench(ABC):
         """What contenders share."""
         ground, request = self.ground, self.request
         return Setting(
-            ground.tiles, self.output, self.recipe, ground.autoencoder, request.minutes, request.device
+            ground.tiles, self.output, self.recipe, ground.autoencoder, request.pretrained, request.minutes,
+            request.device,
         )  # fmt: skip
 
     @cached_property
@@ -200,6 +203,7 @@ class Bench(ABC):
         identity = {
             "recipe": self.recipe.model_dump(mode="json"), "minutes": request.minutes, "count": request.count,
             "features": list(request.features), "autoencoder": request.autoencoder, "images": request.images,
+            "pretrained": request.pretrained,
             "model": None if request.model is None else request.model.name,
         }  # fmt: skip
         storage.claim_folder(self.output, "experiment", identity, resume=request.resume)
@@ -218,23 +222,32 @@ class Bench(ABC):
         return tuple(name for name in self.contenders if name != "pathup")
 
     def _training(self) -> list[Step]:
-        minutes = self.request.minutes
-        cost = "the recipe's steps" if minutes is None else f"{minutes:g} minutes of training"
-        return [
-            Step(f"train {CONTENDERS[name].title}", self.note_of(name).is_file, self._train(name), cost)
-            for name in self.trained_contenders()
-        ]
+        minutes, steps = self.request.minutes, []
+        for name in self.trained_contenders():
+            contender = CONTENDERS[name]
+            cost = contender.budget(self.recipe) if minutes is None else f"{minutes:g} minutes of training"
+            steps.append(Step(f"train {contender.title}", self.note_of(name).is_file, self._train(name), cost))
+        return steps
 
     def _generations(self) -> list[Step]:
         return [
             Step(
                 f"draw and measure {entry.title}, generation {generation}",
-                self.figures_of(entry, generation).is_file, self._measure(entry, generation), self.cost_of(entry),
+                self.figures_of(entry, generation).is_file, self._measure(entry, generation), self._known_cost(entry),
             )
             for generation in range(self.request.generations)
             for entry in self.entries()
             if generation in self.generations_of(entry)
         ]  # fmt: skip
+
+    def _known_cost(self, entry: Entry) -> str:
+        """What a generation of a row is, and how long it will take, once the first was drawn here."""
+        done, images = self.figures_of(entry, 0), self.cost_of(entry)
+        if not done.is_file():
+            return images
+        figures = storage.read_json(done)
+        tiles = sum(row["tiles"] for row in figures["rows"]) / len({row["features"] for row in figures["rows"]})
+        return f"{images}, about {figures['seconds_a_tile'] * tiles / 60:.1f} minutes to draw"
 
     # -- how it is done -------------------------------------------------------------------------------------
 

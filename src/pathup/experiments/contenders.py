@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pathup import storage
 from pathup.baselines.generating import DrawRequest, draw_from_baseline
@@ -35,22 +36,32 @@ class Contender:
         In file names, and in tables.
     latent
         Whether it is trained on an autoencoder's latents.
+    sections
+        Of the recipe, where its numbers are: one for each of its parts.
     """
 
     name: str
     title: str
-    latent: bool = False
+    latent: bool
+    sections: tuple[str, ...]
+
+    def budget(self, recipe: Recipe) -> str:
+        """The recipe's steps and tiles a step of each part, in words."""
+        parts: list[Any] = []
+        for section in self.sections:
+            place: Any = recipe
+            for name in section.split("."):
+                place = getattr(place, name)
+            parts.append(place)
+        models = len(recipe.level_names) if self.name == "ldm" else 1
+        each = f", for each of {models} levels" if models > 1 else ""
+        return " and ".join(f"{part.steps:,} steps of {part.batch_size} tiles" for part in parts) + each
 
 
 def _of_baseline(name: str) -> Contender:
-    return Contender(name, BASELINES[name].title, BASELINES[name].takes_autoencoder)
+    system = BASELINES[name]
+    return Contender(name, system.title, system.takes_autoencoder, system.sections)
 
-
-SECTIONS = (
-    "diffusion", "baselines.stylegan2", "baselines.vqgan", "baselines.vqgan.transformer", "baselines.ldm_sr",
-    "baselines.bsrgan",
-)  # fmt: skip
-"""Of the recipe, each with steps and a learning rate."""
 
 NO_TRAINING = {"steps": 1, "learning_rate": 1e-12}
 
@@ -58,7 +69,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         *(_of_baseline(name) for name in BASELINES),
-        Contender("pathup", "PathUp", latent=True),
+        Contender("pathup", "PathUp", True, ("diffusion",)),
     )
 }
 """By name, in the order of tables."""
@@ -78,6 +89,8 @@ class Setting:
         What all are trained by.
     autoencoder
         Of those that are trained on latents.
+    pretrained
+        A Stable Diffusion model that PathUp and LDM start from, with its autoencoder; None: from random weights.
     minutes
         Of training, each contender's; unset: the recipe's steps.
     device
@@ -88,6 +101,7 @@ class Setting:
     output: Path
     recipe: Recipe
     autoencoder: str
+    pretrained: str | None = None
     minutes: float | None = None
     device: str = "auto"
 
@@ -123,16 +137,17 @@ def trained(contender: Contender, setting: Setting) -> Trained:
     PathUpError
         The recipe does not fit, or training fails.
     """
+    start = setting.pretrained if contender.name in ("pathup", "ldm") else None
+    autoencoder = setting.autoencoder if contender.latent and start is None else None
     if contender.name != "pathup":
         model = train_baseline(contender.name, TrainRequest(
             tiles=setting.tiles, output=setting.run_of(contender), recipe=setting.recipe, changes={},
-            autoencoder=setting.autoencoder if contender.latent else None, minutes=setting.minutes, resume=True,
-            cpu=setting.cpu,
+            autoencoder=autoencoder, pretrained=start, minutes=setting.minutes, resume=True, cpu=setting.cpu,
         ))  # fmt: skip
         return of_model(model)
     own = setting.output / "recipe.yaml"
     return of_model(train_diffusion(
-        setting.tiles, setting.run_of(contender), str(own), pretrained=None, autoencoder=setting.autoencoder,
+        setting.tiles, setting.run_of(contender), str(own), pretrained=start, autoencoder=autoencoder,
         level=None, latents=None, resume=True, changes={}, cpu=setting.cpu, workers=0, wandb_project=None,
         gradient_checkpointing=False, minutes=setting.minutes,
     ))  # fmt: skip
@@ -144,11 +159,14 @@ def untrained(contender: Contender, setting: Setting) -> Path:
     On the tiles of one region a class, so that nothing long has to be computed first.
     """
     own = replace(setting, tiles=few_tiles(setting), output=setting.output / "untrained", minutes=None)
-    tiny = {f"{section}.{name}": value for section in SECTIONS for name, value in NO_TRAINING.items()}
-    tiny |= {f"{section}.perceptual_steps": 1 for section in ("baselines.vqgan", "baselines.bsrgan")}
-    if setting.recipe.diffusion.muon_learning_rate is not None:
-        tiny["diffusion.muon_learning_rate"] = NO_TRAINING["learning_rate"]
-    recipe = recipe_with(setting.recipe, {**tiny, "diffusion.decay_steps": 0}, source="untrained")
+    tiny = {f"{section}.{name}": value for section in contender.sections for name, value in NO_TRAINING.items()}
+    if contender.name in ("vqgan", "bsrgan"):
+        tiny[f"{contender.sections[0]}.perceptual_steps"] = 1
+    if "diffusion" in contender.sections:
+        tiny["diffusion.decay_steps"] = 0
+        if setting.recipe.diffusion.muon_learning_rate is not None:
+            tiny["diffusion.muon_learning_rate"] = NO_TRAINING["learning_rate"]
+    recipe = recipe_with(setting.recipe, tiny, source="untrained")
     own.output.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, own.output / "recipe.yaml")
     return trained(contender, replace(own, recipe=recipe)).model
