@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -61,28 +62,39 @@ def test_values_are_read_as_yaml():
             changed([text])
 
 
-def test_a_run_that_is_killed_goes_on_to_the_very_weights_of_an_unbroken_one(tiny_tiles, tmp_path):
-    def command(output: Path, *more: str) -> list[str]:
-        options: dict[str, Any] = {"tiles": tiny_tiles, "output": output, "recipe": "tiny", "steps": 40}
-        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        return [sys.executable, "-m", "pathup", "baseline", "train", "stylegan2", "--cpu", *flags, *more]
+@pytest.mark.parametrize("name", list(systems.BASELINES))
+def test_a_run_that_is_killed_goes_on_to_the_very_weights_of_an_unbroken_one(
+    name, tiny_tiles, tiny_autoencoder, tmp_path
+):
+    system = systems.BASELINES[name]
 
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    run = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def command(output: Path, *more: str) -> list[str]:
+        options: dict[str, Any] = {"tiles": tiny_tiles, "output": output, "recipe": "tiny", "steps": 30}
+        if system.takes_autoencoder:
+            options["autoencoder"] = tiny_autoencoder
+        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        return [sys.executable, "-m", "pathup", "baseline", "train", name, "--cpu", *flags, *more]
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    run = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "killed/checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        while not list(killed.glob("**/step-*")) and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
-    assert not (tmp_path / "killed/model").exists()
-    assert list((tmp_path / "killed/checkpoints").glob("step-*"))
-    again = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
+    assert list(killed.glob("**/step-*")), "there was no checkpoint to be killed after"
+    assert not (killed / "model").exists()
+    again = subprocess.run(command(killed), capture_output=True, text=True)
     assert again.returncode == 1
     assert "add --resume" in again.stderr
-    subprocess.run(command(tmp_path / "killed", "--resume"), check=True, capture_output=True)
-    whole, resumed = (load_file(tmp_path / name / "model/generator.safetensors") for name in ("whole", "killed"))
-    assert all((whole[key] == resumed[key]).all() for key in whole)
-    losses = [(tmp_path / name / "losses.jsonl").read_text() for name in ("whole", "killed")]
-    assert losses[0] == losses[1]
+    for line in (command(killed, "--resume"), command(whole)):
+        subprocess.run(line, check=True, capture_output=True)
+    weights = sorted((whole / "model").glob("**/*.safetensors"))
+    assert weights
+    for path in weights:
+        own, other = load_file(path), load_file(killed / path.relative_to(whole))
+        assert all(torch.equal(own[key], other[key]) for key in own), path.name
+    for path in whole.glob("**/losses.jsonl"):
+        assert path.read_text() == (killed / path.relative_to(whole)).read_text()
