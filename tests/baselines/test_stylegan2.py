@@ -42,7 +42,7 @@ def test_r1_is_the_squared_gradient_of_each_image_by_itself(recipe):
                 ahead, behind = (judge(own + sign * 1e-6 * way, group[number : number + 1]) for sign in (1, -1))
             slope = float(((ahead - behind) / 2e-6).sum())
             assert slope == pytest.approx(float((gradient * way).sum()), rel=1e-3, abs=1e-7)
-    assert float(r1_penalty(judge, images, group)) == pytest.approx(np.mean(squares), rel=1e-6)
+    assert float(r1_penalty(judge, images, group).detach()) == pytest.approx(np.mean(squares), rel=1e-6)
 
 
 def test_r1_descends_to_a_flatter_discriminator(recipe):

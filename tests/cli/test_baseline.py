@@ -69,7 +69,7 @@ def test_a_run_that_is_killed_goes_on_to_the_very_weights_of_an_unbroken_one(
     system = systems.BASELINES[name]
 
     def command(output: Path, *more: str) -> list[str]:
-        options: dict[str, Any] = {"tiles": tiny_tiles, "output": output, "recipe": "tiny", "steps": 30}
+        options: dict[str, Any] = {"tiles": tiny_tiles, "output": output, "recipe": "tiny", "steps": 12}
         if system.takes_autoencoder:
             options["autoencoder"] = tiny_autoencoder
         flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
@@ -86,9 +86,10 @@ def test_a_run_that_is_killed_goes_on_to_the_very_weights_of_an_unbroken_one(
         run.wait()
     assert list(killed.glob("**/step-*")), "there was no checkpoint to be killed after"
     assert not (killed / "model").exists()
-    again = subprocess.run(command(killed), capture_output=True, text=True)
-    assert again.returncode == 1
-    assert "add --resume" in again.stderr
+    if name == "stylegan2":  # one is enough for what all share
+        again = subprocess.run(command(killed), capture_output=True, text=True)
+        assert again.returncode == 1
+        assert "add --resume" in again.stderr
     for line in (command(killed, "--resume"), command(whole)):
         subprocess.run(line, check=True, capture_output=True)
     weights = sorted((whole / "model").glob("**/*.safetensors"))
