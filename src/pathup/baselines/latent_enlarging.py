@@ -108,12 +108,13 @@ class LatentUpscaler:
         return latents
 
     def _fused(self, grid: WindowGrid, inputs_CHW: torch.Tensor, timestep: torch.Tensor, channels: int) -> torch.Tensor:
-        """The model's prediction of a canvas: the weighted mean of its windows' ones."""
+        """The model's prediction of a canvas: the weighted mean of its windows' ones, in the precision it learnt in."""
         fusion = BandFusion(grid, channels, "hann")
         for first in range(0, len(grid), WINDOW_BATCH):
             indices = range(len(grid))[first : first + WINDOW_BATCH]
             windows = torch.stack([inputs_CHW[:, rows, columns] for rows, columns in (grid[i] for i in indices)])
-            values = self._unet(windows.to(self._device), timestep, return_dict=False)[0].float().cpu()
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._spec.precision == "bf16"):
+                values = self._unet(windows.to(self._device), timestep, return_dict=False)[0].float().cpu()
             for index, value_CHW in zip(indices, values, strict=True):
                 fusion.add(index, value_CHW)
         return fusion.take(grid.height)
