@@ -30,7 +30,7 @@ from pathup.training.latents import encoder_sha256
 from pathup.training.patho_align import PathoAlignTrainer
 from pathup.training.runs import FREE_TO_CHANGE, diffusion_trainer, train_for
 
-__all__ = ["LDM", "load", "train"]
+__all__ = ["LDM", "drawing_precision", "load", "train"]
 
 WITHOUT = {"diffusion.patho_align": False, "diffusion.feature_entropy.enabled": False}
 """What makes PathUp's training that of a plain latent diffusion model."""
@@ -110,7 +110,7 @@ def train(request: TrainRequest) -> Path:
 
 
 def load(model: ModelFolder, device: torch.device) -> LDM:
-    """A trained model, ready to draw.
+    """A trained model, ready to draw, in bfloat16 where it was trained in that.
 
     Raises
     ------
@@ -118,7 +118,13 @@ def load(model: ModelFolder, device: torch.device) -> LDM:
         A level's model is missing or damaged.
     """
     levels = [level.name for level in model.recipe.tiles.levels]
-    return LDM({level: load_pipeline(model.folder / level, device=device) for level in levels})
+    precision = drawing_precision(model.recipe)
+    return LDM({level: load_pipeline(model.folder / level, device=device, precision=precision) for level in levels})
+
+
+def drawing_precision(recipe: Recipe) -> str:
+    """The precision that a diffusion model is drawn in, in comparisons: bfloat16 where it learnt in that."""
+    return "bf16" if recipe.diffusion.precision == "bf16" else "fp32"
 
 
 def _identity(request: TrainRequest, recipe: Recipe, tiles: TileFolder) -> dict[str, Any]:

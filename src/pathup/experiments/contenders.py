@@ -15,15 +15,27 @@ from typing import Any
 
 from pathup import storage
 from pathup.baselines.generating import DrawRequest, draw_from_baseline
+from pathup.baselines.ldm import drawing_precision
 from pathup.baselines.systems import BASELINES, TrainRequest, train_baseline
-from pathup.recipes import Recipe, recipe_with, save_recipe
+from pathup.recipes import Recipe, load_recipe, recipe_with, save_recipe
 from pathup.sampling.device import choose_device
 from pathup.sampling.runs import GenerateRequest, generate
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.making import METADATA_FILE
 from pathup.training.runs import train_diffusion
 
-__all__ = ["CONTENDERS", "Contender", "Setting", "Trained", "drawn", "enlarged", "of_model", "trained", "untrained"]
+__all__ = [
+    "CONTENDERS",
+    "Contender",
+    "Setting",
+    "Trained",
+    "drawn",
+    "enlarged",
+    "of_model",
+    "precision_of",
+    "trained",
+    "untrained",
+]
 
 
 @dataclass(frozen=True)
@@ -217,8 +229,14 @@ def drawn(contender: Contender, model: Path, out: Path, *, level: str, count: in
         return draw_from_baseline(request).seconds
     report = generate(GenerateRequest(
         model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True,
+        precision=precision_of(model),
     ))  # fmt: skip
     return report.seconds["total"]
+
+
+def precision_of(model: Path) -> str:
+    """What a PathUp model is drawn in, by its own recipe (`drawing_precision`)."""
+    return drawing_precision(load_recipe(model / "recipe.yaml"))
 
 
 def enlarged(contender: Contender, model: Path, images: Path, out: Path, *, seed: int, device: str) -> float:

@@ -18,7 +18,7 @@ from pathup import storage
 from pathup.evaluation.crops import cut_crops
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.comparison import Bench, Entry
-from pathup.experiments.contenders import CONTENDERS, drawn, enlarged
+from pathup.experiments.contenders import CONTENDERS, drawn, enlarged, precision_of
 from pathup.sampling.outputs import write_metadata
 from pathup.sampling.runs import GenerateRequest, generate
 from pathup.slides.images import read_image
@@ -120,6 +120,7 @@ class _LargeTable(Bench):
                 generate(GenerateRequest(
                     model=self.pathup, out=folder / path.name, label=label, reference=path, seed=generation,
                     window_weight=weight, device=self.request.device, resume=True,
+                    precision=precision_of(self.pathup),
                 ))  # fmt: skip
             rows.append({"file_name": path.name, "label": label})
         seconds = time.perf_counter() - started
