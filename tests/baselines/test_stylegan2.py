@@ -77,7 +77,7 @@ def test_the_path_length_of_the_generator_is_that_of_its_jacobian(recipe):
     y = torch.randn(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     jacobian = torch.autograd.functional.jacobian(lambda own: (maker(own, noise) * y).sum() / 32, w)
     wanted = float(jacobian[0].square().sum(1).mean().sqrt())
-    assert float(path_lengths(maker(w, noise), w, y)[0]) == pytest.approx(wanted, rel=1e-6)
+    assert float(path_lengths(maker(w, noise), w, y)[0].detach()) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_overfitting_raises_the_probability_of_augmentation(tiny_tiles, recipe, tmp_path):

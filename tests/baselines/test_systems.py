@@ -13,6 +13,7 @@ from pathup.errors import PathUpError
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_every_baseline_has_a_module_that_trains_and_loads_it(name):
     module = importlib.import_module(f"pathup.baselines.{BASELINES[name].module}")
+    assert callable(module.check)
     assert callable(module.train)
     assert callable(module.load)
 

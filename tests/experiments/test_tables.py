@@ -15,6 +15,7 @@ from pathup.experiments.comparison import ComparisonRequest
 from pathup.experiments.contenders import CONTENDERS
 from pathup.experiments.tables import TABLES, compare, plan
 from pathup.experiments.tile_tables import coarse_pixels
+from pathup.recipes import recipe_with, save_recipe
 
 
 def asked(name: str, tiles: Path, output: Path, autoencoder: Path | None, **values: object) -> ComparisonRequest:
@@ -158,6 +159,15 @@ def test_coarse_pixels_keep_the_mean_and_lose_the_detail():
 def test_a_senseless_request_is_one_sentence(tmp_path, values, said):
     with pytest.raises(PathUpError, match=said):
         asked("table1", tmp_path, tmp_path / "out", None, **values)
+
+
+def test_a_recipe_that_does_not_fit_a_system_is_told_before_anything_is_done(some_tiles, tmp_path, recipe):
+    wrong = recipe_with(recipe, {"baselines.stylegan2.channels": [8, 8]}, source="test")
+    save_recipe(wrong, tmp_path / "wrong.yaml")
+    request = asked("table1", some_tiles, tmp_path / "out", None, recipe=str(tmp_path / "wrong.yaml"))
+    with pytest.raises(PathUpError, match="channels has 2 entries"):
+        compare(request)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_table_is_named(tmp_path):

@@ -33,7 +33,7 @@ from pathup.training.crops import Crops
 from pathup.training.discriminator import PatchDiscriminator, discriminator_loss
 from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
-__all__ = ["BSRGANTrainer", "BSRGANUpscaler", "DegradedCrops", "import_published", "load", "train"]
+__all__ = ["BSRGANTrainer", "BSRGANUpscaler", "DegradedCrops", "check", "import_published", "load", "train"]
 
 NAME = "bsrgan"
 TISSUE_BATCH = 16  # crops a step of the perceptual term's classifier
@@ -209,6 +209,22 @@ class BSRGANUpscaler:
         return to_pixels(self.network(pixels) * 2 - 1)[0]
 
 
+def check(recipe: Recipe) -> None:
+    """Check that crops fit the tiles and the discriminator.
+
+    Raises
+    ------
+    PathUpError
+        A crop is larger than a tile, or no multiple of 8.
+    """
+    spec = recipe.baselines.bsrgan
+    if spec.crop_px > recipe.tiles.tile_px or spec.crop_px % CROP_MULTIPLE_PX:
+        raise PathUpError(
+            f"baselines.bsrgan.crop_px is {spec.crop_px}, but a multiple of {CROP_MULTIPLE_PX} that is not above the "
+            f"tiles' {recipe.tiles.tile_px} px was needed"
+        )
+
+
 def train(request: TrainRequest) -> Path:
     """Train BSRGAN on the tiles of the highest resolution, from where its run stands.
 
@@ -224,11 +240,6 @@ def train(request: TrainRequest) -> Path:
         run.
     """
     recipe, spec = request.recipe, request.recipe.baselines.bsrgan
-    if spec.crop_px > recipe.tiles.tile_px or spec.crop_px % CROP_MULTIPLE_PX:
-        raise PathUpError(
-            f"baselines.bsrgan.crop_px is {spec.crop_px}, but a multiple of {CROP_MULTIPLE_PX} that is not above the "
-            f"tiles' {recipe.tiles.tile_px} px was needed"
-        )
     level = min(recipe.tiles.levels, key=recipe.tiles.level_mpp)
     tiles = TileFolder.load(request.tiles, "train", recipe).only(level.name)
     claim_run(request, NAME, spec, tiles)

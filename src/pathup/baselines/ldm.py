@@ -30,7 +30,7 @@ from pathup.training.latents import encoder_sha256
 from pathup.training.patho_align import PathoAlignTrainer
 from pathup.training.runs import FREE_TO_CHANGE, diffusion_trainer, train_for
 
-__all__ = ["LDM", "drawing_precision", "load", "train"]
+__all__ = ["LDM", "check", "drawing_precision", "load", "train"]
 
 WITHOUT = {"diffusion.patho_align": False, "diffusion.feature_entropy.enabled": False}
 """What makes PathUp's training that of a plain latent diffusion model."""
@@ -70,6 +70,18 @@ class LDM:
         return to_pixels(2 * torch.cat(images) - 1)
 
 
+def check(recipe: Recipe) -> None:
+    """Check that every level's model has a folder of its own.
+
+    Raises
+    ------
+    PathUpError
+        A level is called as the folder of the finished model.
+    """
+    if "model" in recipe.level_names:
+        raise PathUpError("a level is named 'model', as the finished model's folder is; give it another name")
+
+
 def train(request: TrainRequest) -> Path:
     """Train a model for each level, from where the run stands; returns the folder that holds all.
 
@@ -88,8 +100,6 @@ def train(request: TrainRequest) -> Path:
         )
     recipe = recipe_with(request.recipe, WITHOUT, source="ldm")
     levels = [level.name for level in recipe.tiles.levels]
-    if "model" in levels:
-        raise PathUpError("a level is named 'model', as the finished model's folder is; give it another name")
     tiles = TileFolder.load(request.tiles, "train", recipe)
     begun = storage.claim_folder(
         request.output, "baseline train", _identity(request, recipe, tiles), resume=request.resume

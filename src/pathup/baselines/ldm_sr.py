@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from pathup import draws
 from pathup.baselines.latent_enlarging import LatentUpscaler, beside_latents, latent_factor
 from pathup.baselines.model_folder import ModelFolder, save_weights, writing_model
-from pathup.baselines.pairs import FACTOR, Pairs, find_pairs
+from pathup.baselines.pairs import FACTOR, Pairs, find_pairs, paired_levels
 from pathup.baselines.systems import TrainRequest
 from pathup.baselines.trainer import BaselineTrainer, claim_run
 from pathup.errors import PathUpError
@@ -35,7 +35,7 @@ from pathup.training.crops import oriented
 from pathup.training.latents import LatentCache, encoder_sha256, orientations_of
 from pathup.training.schedules import TileOrder
 
-__all__ = ["LDMSRTrainer", "PairBatches", "build_unet", "load", "train"]
+__all__ = ["LDMSRTrainer", "PairBatches", "build_unet", "check", "load", "train"]
 
 CLIP_NORM = 1.0
 """Gradients are scaled down to this norm."""
@@ -205,6 +205,17 @@ def build_unet(recipe: Recipe, vae: AutoencoderKL) -> UNet2DModel:
             attention_head_dim=spec.head_channels,
             norm_num_groups=spec.norm_groups,
         )
+
+
+def check(recipe: Recipe) -> None:
+    """Check that the recipe's levels make pairs.
+
+    Raises
+    ------
+    PathUpError
+        As `paired_levels`.
+    """
+    paired_levels(recipe)
 
 
 def train(request: TrainRequest) -> Path:

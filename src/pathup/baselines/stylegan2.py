@@ -30,6 +30,7 @@ from pathup.training.crops import Crops
 __all__ = [
     "StyleGAN2Maker",
     "StyleGAN2Trainer",
+    "check",
     "discriminator_loss",
     "generator_loss",
     "load",
@@ -95,7 +96,6 @@ class StyleGAN2Trainer(BaselineTrainer):
 
     def __init__(self, request: TrainRequest, tiles: TileFolder) -> None:
         spec = request.recipe.baselines.stylegan2
-        check_side(request.recipe)
         super().__init__(request, spec, tiles, request.output, title="StyleGAN2")
         self.groups = groups_of(request.recipe)
         self.crops = Crops(
@@ -284,7 +284,7 @@ class StyleGAN2Maker:
         return to_pixels(self.images(label, level, indices, seed))
 
 
-def check_side(recipe: Recipe) -> None:
+def check(recipe: Recipe) -> None:
     """Raise a PathUpError when the channels are not those of the tile's resolutions."""
     side, channels = recipe.tiles.tile_px, recipe.baselines.stylegan2.channels
     made = 4 * 2 ** (len(channels) - 1)
@@ -297,7 +297,6 @@ def check_side(recipe: Recipe) -> None:
 
 def train(request: TrainRequest) -> Path:
     """Train StyleGAN2; see `train_baseline`."""
-    check_side(request.recipe)
     tiles = TileFolder.load(request.tiles, "train", request.recipe)
     trainer = StyleGAN2Trainer(request, tiles)
     claim_run(request, "stylegan2", trainer.spec, tiles)

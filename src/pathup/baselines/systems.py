@@ -1,7 +1,8 @@
 """Which baselines there are, and how each is trained, loaded and drawn from.
 
-A baseline is a module of this package with ``train(request)``, which returns the folder of the model that it wrote,
-and ``load(model, device)``, which returns a `TileMaker` or an `Upscaler`.
+A baseline is a module of this package with ``check(recipe)``, which raises a PathUpError where the recipe does not fit
+it, ``train(request)``, which returns the folder of the model that it wrote, and ``load(model, device)``, which returns
+a `TileMaker` or an `Upscaler`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "TrainRequest",
     "Upscaler",
     "baseline",
+    "check_baseline",
     "load_baseline",
     "train_baseline",
 ]
@@ -159,7 +161,19 @@ def train_baseline(name: str, request: TrainRequest) -> Path:
     if request.cpu or not torch.cuda.is_available():
         keep_freed_memory()
     changed = recipe_with(request.recipe, request.changes, source="command line")
+    check_baseline(name, changed)
     return Path(_module(system).train(replace(request, recipe=changed, changes={})))
+
+
+def check_baseline(name: str, recipe: Recipe) -> None:
+    """Check, before anything is done, that a baseline can be built by a recipe.
+
+    Raises
+    ------
+    PathUpError
+        No such baseline, or the recipe does not fit it.
+    """
+    _module(baseline(name)).check(recipe)
 
 
 def load_baseline(model: Path, device: torch.device | str = "cpu") -> tuple[ModelFolder, TileMaker | Upscaler]:

@@ -45,7 +45,7 @@ from pathup.baselines.model_folder import NOTE, ModelFolder, read_model, save_we
 from pathup.baselines.systems import TrainRequest
 from pathup.baselines.trainer import BaselineTrainer, claim_run
 from pathup.errors import PathUpError
-from pathup.recipes import VQGANRecipe
+from pathup.recipes import Recipe, VQGANRecipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.budget import PLAN_FILE
 from pathup.training.crops import Crops
@@ -53,7 +53,7 @@ from pathup.training.discriminator import PatchDiscriminator, discriminator_loss
 from pathup.training.runs import FREE_TO_CHANGE
 from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
-__all__ = ["AutoencoderStage", "VQGANTiles", "load", "train"]
+__all__ = ["AutoencoderStage", "VQGANTiles", "check", "load", "train"]
 
 AUTOENCODER_SHARE = 0.5  # of the time, where a run is given one
 RESEED_EVERY = 10  # steps between searches for codes that none of them chose
@@ -258,6 +258,23 @@ class VQGANTiles:
         return to_pixels(images_of(self.autoencoder, self.codes(label, level, indices, seed)))
 
 
+def check(recipe: Recipe) -> None:
+    """Check that a VQ-GAN can be built by the recipe, and both of its stages trained by one process.
+
+    Raises
+    ------
+    PathUpError
+        As `check_sizes`, or the two stages are of different precision.
+    """
+    check_sizes(recipe)
+    spec = recipe.baselines.vqgan
+    if spec.precision != spec.transformer.precision:
+        raise PathUpError(
+            f"baselines.vqgan.precision is {spec.precision} and baselines.vqgan.transformer.precision "
+            f"{spec.transformer.precision}, but one process trains both: set them to the same"
+        )
+
+
 def train(request: TrainRequest) -> Path:
     """Train both stages from where they stand; returns the model's folder. A finished stage is not done again.
 
@@ -267,12 +284,6 @@ def train(request: TrainRequest) -> Path:
         The recipe or the tiles do not fit, the folder holds another run, or training diverges or finds the disk full.
     """
     spec = request.recipe.baselines.vqgan
-    check_sizes(request.recipe)
-    if spec.precision != spec.transformer.precision:
-        raise PathUpError(
-            f"baselines.vqgan.precision is {spec.precision} and baselines.vqgan.transformer.precision "
-            f"{spec.transformer.precision}, but one process trains both: set them to the same"
-        )
     tiles = TileFolder.load(request.tiles, "train", request.recipe)
     claim_run(request, NAME, _identity(spec), tiles)
     shares = {AUTOENCODER: AUTOENCODER_SHARE, TRANSFORMER: 1 - AUTOENCODER_SHARE}

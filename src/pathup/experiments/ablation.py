@@ -32,7 +32,6 @@ from pathup.experiments.yardstick import Yardstick
 from pathup.recipes import Recipe, load_recipe, save_recipe
 from pathup.sampling.device import choose_device
 from pathup.sampling.runs import GenerateRequest, generate, model_sha256
-from pathup.tiles.dataset import TileFolder
 from pathup.training.runs import changed_recipe, train_diffusion
 
 __all__ = ["AblationRequest", "Job", "ablation", "jobs_of", "memory_spread", "plan"]
@@ -119,9 +118,8 @@ def ablation(request: AblationRequest, progress: Progress | None = None) -> dict
     for name in asked.arms:
         ARMS[name].changed(recipe)  # an arm that does not fit the recipe is told before anything is trained
     ground = _ground(request, recipe)
-    known = TileFolder.load(ground.tiles, "train", recipe).fingerprint() if ground.tiles == request.data else None
     identity = {
-        "recipe": recipe.model_dump(mode="json"), "tiles": known, "autoencoder": request.autoencoder,
+        "recipe": recipe.model_dump(mode="json"), "tiles": ground.fingerprint(), "autoencoder": request.autoencoder,
         "features": list(request.features), "count": request.count,
     }  # fmt: skip
     storage.claim_folder(request.output, "experiment", identity, resume=request.resume)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pathup import storage
+from pathup.baselines.systems import BASELINES, check_baseline
 from pathup.errors import PathUpError
 from pathup.evaluation.encoders import load_features
 from pathup.evaluation.tile_sets import TileSet
@@ -25,6 +26,7 @@ from pathup.experiments.preparation import Ground, Step
 from pathup.experiments.yardstick import Yardstick
 from pathup.recipes import load_recipe, save_recipe
 from pathup.sampling.device import choose_device
+from pathup.sampling.runs import model_sha256
 
 __all__ = ["Bench", "ComparisonRequest", "Entry"]
 
@@ -197,14 +199,19 @@ class Bench(ABC):
         Raises
         ------
         PathUpError
-            It holds another experiment, or was begun and is not to be resumed.
+            The recipe does not fit a system, or the folder holds another experiment, or was begun and is not to be
+            resumed.
         """
         request = self.request
+        for name in self.contenders:
+            if name in BASELINES:
+                check_baseline(name, self.recipe)
         identity = {
+            "tiles": self.ground.fingerprint(),
             "recipe": self.recipe.model_dump(mode="json"), "minutes": request.minutes, "count": request.count,
             "features": list(request.features), "autoencoder": request.autoencoder, "images": request.images,
             "pretrained": request.pretrained,
-            "model": None if request.model is None else request.model.name,
+            "model": None if request.model is None else model_sha256(request.model),
         }  # fmt: skip
         storage.claim_folder(self.output, "experiment", identity, resume=request.resume)
         save_recipe(self.recipe, self.output / "recipe.yaml")

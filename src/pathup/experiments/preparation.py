@@ -9,6 +9,7 @@ from pathlib import Path
 from pathup import storage
 from pathup.evaluation.tile_sets import is_tiles_folder
 from pathup.recipes import Recipe
+from pathup.tiles.dataset import TileFolder
 from pathup.tiles.making import make_tiles
 from pathup.training.runs import train_autoencoder
 
@@ -62,6 +63,10 @@ class Ground:
     @property
     def _run(self) -> Path:
         return self.output / "autoencoder"
+
+    def fingerprint(self) -> str | None:
+        """The hash of the training tiles that are given; None where they are still to be cut."""
+        return TileFolder.load(self.data, "train", self.recipe).fingerprint() if self.tiles == self.data else None
 
     def steps(self) -> list[Step]:
         """What has to be done for them, done or not."""
