@@ -102,9 +102,11 @@ class StyleGAN2Trainer(BaselineTrainer):
             tiles, seed=spec.seed, batch_size=spec.batch_size, crop_px=request.recipe.tiles.tile_px
         )  # fmt: skip
         self._known = torch.tensor([self.groups.index(group) for group in self.crops.groups])
-        layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format  # a seventh faster there
-        self.generator = build_generator(spec, len(self.groups)).to(self.device, memory_format=layout)
-        self.discriminator = build_discriminator(spec, len(self.groups)).to(self.device, memory_format=layout)
+        self.generator = build_generator(spec, len(self.groups)).to(self.device)
+        self.discriminator = build_discriminator(spec, len(self.groups)).to(self.device)
+        if self.device.type == "cpu":  # a seventh faster there
+            for network in (self.generator, self.discriminator):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, network in (("generator", self.generator), ("discriminator", self.discriminator)):
             every = self._every(name)
             betas = (BETAS[0], BETAS[1] ** self._share(every))
