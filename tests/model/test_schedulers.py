@@ -12,8 +12,8 @@ from pathup.model.schedulers import SCHEDULER_CLASSES, SCHEDULERS, make_schedule
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 def test_every_admitted_number_of_steps_stays_within_the_schedule(recipe, name, spacing):
     config = {**build_pipeline(recipe).scheduler.config, "timestep_spacing": spacing}
-    taken = 0
-    for steps in range(1, 130):
+    taken, numbers = 0, range(1, 130, 5 if "KDPM2" in name else 1)  # theirs takes half a second to set any
+    for steps in numbers:
         scheduler = make_scheduler(name, config)
         try:
             set_steps(scheduler, steps)
@@ -22,7 +22,7 @@ def test_every_admitted_number_of_steps_stays_within_the_schedule(recipe, name, 
         taken += 1
         assert float(scheduler.timesteps.min()) >= 0
         assert float(scheduler.timesteps.max()) <= 999
-    assert taken >= 115  # diffusers' rounding spoils a few (61, 103, 121, ...), not many
+    assert taken >= 0.89 * len(numbers)  # diffusers' rounding spoils a few (61, 103, 121, ...), not many
     with pytest.raises(PathUpError, match="501 steps cannot be spread"):  # a stride of 1 would begin half-way
         set_steps(make_scheduler("ddim", {**config, "timestep_spacing": "leading"}), 501)
 
