@@ -87,7 +87,7 @@ def test_condition_noise_has_a_random_deviation_up_to_its_bound(tiny_tiles, reci
 
 
 def test_a_step_descends_the_weighed_error_of_v(trainer):
-    trainer.prepare()
+    trainer.prepare(trainer.spec.steps)
     latents, noise, low, timestep = batch = trainer.batches()[0]
     alpha_bar = trainer.scheduler.alphas_cumprod[timestep]
     a, s = (part[:, None, None, None] for part in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))

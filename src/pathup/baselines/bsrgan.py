@@ -94,7 +94,7 @@ class BSRGANTrainer(BaselineTrainer):
         spec = self.spec
         return DegradedCrops(self.tiles, seed=spec.seed, batch_size=spec.batch_size, crop_px=spec.crop_px)
 
-    def prepare(self) -> None:
+    def prepare(self, steps: int) -> None:
         """Have the classifier of the perceptual term, where a step may have one; learning it counts as training."""
         spec = self.spec
         if spec.perceptual_weight > 0 and (self.request.minutes is not None or spec.steps > spec.adversarial_start):

@@ -288,7 +288,7 @@ class CodesTrainer(BaselineTrainer):
             save_weights(folder, TRANSFORMER, self.averages[TRANSFORMER].tensors)
         return target
 
-    def load_until(self, steps: int) -> None:
+    def prepare(self, steps: int) -> None:
         """Have the codes of all batches that there are to come."""
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("VQ-GAN, codes of the tiles")

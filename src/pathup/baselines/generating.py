@@ -6,6 +6,7 @@ The folder is as ``pathup generate`` makes one: PNGs, and ``metadata.jsonl`` onc
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -178,8 +179,6 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 def _known_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """What the metadata beside the images says of each."""
-    import json
-
     path = folder / "metadata.jsonl" if folder.is_dir() else folder.with_name("metadata.jsonl")
     if not path.is_file():
         return {}

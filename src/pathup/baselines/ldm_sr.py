@@ -123,7 +123,7 @@ class LDMSRTrainer(BaselineTrainer):
             bfloat16=spec.precision == "bf16",
         )  # fmt: skip
 
-    def prepare(self) -> None:
+    def prepare(self, steps: int) -> None:
         """Encode the patches that are not yet."""
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("encoding tiles", total=None)

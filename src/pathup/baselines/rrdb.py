@@ -107,7 +107,7 @@ def _conv(inputs: int, outputs: int, scale: float = 1.0) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, a=0.2)
     with torch.no_grad():
         conv.weight *= scale
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 

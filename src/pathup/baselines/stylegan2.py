@@ -106,7 +106,7 @@ class StyleGAN2Trainer(BaselineTrainer):
         self.discriminator = build_discriminator(spec, len(self.groups)).to(self.device)
         if self.device.type == "cpu":  # a seventh faster there
             for network in (self.generator, self.discriminator):
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                network.to(memory_format=torch.channels_last)
         for name, network in (("generator", self.generator), ("discriminator", self.discriminator)):
             every = self._every(name)
             betas = (BETAS[0], BETAS[1] ** self._share(every))
@@ -122,6 +122,9 @@ class StyleGAN2Trainer(BaselineTrainer):
     def probability(self) -> float:
         """Of each augmentation."""
         return float(self.state["augmentation"][0]) if self.spec.augmentation == "adaptive" else 0.0
+
+    def prepare(self, steps: int) -> None:
+        """Nothing: tiles are read as they come."""
 
     def batches(self) -> Dataset[tuple[torch.Tensor, ...]]:
         """Real tiles."""

@@ -127,18 +127,14 @@ class Generator(nn.Module):
         """
         parts = noise_BN.split([side * side for side in self.noise_sides], dim=1)
         planes = [part.view(-1, 1, side, side) for part, side in zip(parts, self.noise_sides, strict=True)]
-        hidden = self.constant.expand(len(w_BLD), -1, -1, -1)
-        image: torch.Tensor | None = None
-        place = 0
-        for number, rgb in enumerate(self.rgbs):
-            for _ in range(2 if number else 1):
+        hidden = self.convs[0](self.constant.expand(len(w_BLD), -1, -1, -1), w_BLD[:, 0], planes[0])
+        image, place = at_least_single(self.rgbs[0](hidden, w_BLD[:, 1], None)), 1
+        for rgb in self.rgbs[1:]:
+            for _ in range(2):
                 hidden = self.convs[place](hidden, w_BLD[:, place], planes[place])
                 place += 1
-            own = at_least_single(
-                rgb(hidden, w_BLD[:, place], None)
-            )  # the style of the next convolution, as the paper has it
-            image = own if image is None else doubled(image) + own
-        assert image is not None  # noqa: S101 (there is at least one resolution)
+            own = rgb(hidden, w_BLD[:, place], None)  # the style of the next convolution, as the paper has it
+            image = doubled(image) + at_least_single(own)
         return image
 
     def styles(self, z_BD: torch.Tensor, group_B: torch.Tensor, *, truncation: float = 1.0) -> torch.Tensor:

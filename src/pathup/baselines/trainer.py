@@ -100,11 +100,12 @@ class BaselineTrainer(ABC):
     def export(self) -> Path:
         """Write the model by the averaged weights; returns its folder."""
 
-    def prepare(self) -> None:  # noqa: B027 (most have nothing to do here)
-        """Before the first step of this process, after a checkpoint was loaded."""
+    @abstractmethod
+    def prepare(self, steps: int) -> None:
+        """Have ready what the steps up to this one need; called again when there are to be more.
 
-    def load_until(self, steps: int) -> None:  # noqa: B027 (most read tiles as they come)
-        """Have ready what the batches up to a step need; it counts as no training."""
+        It counts as no training, unless it adds to `seconds`.
+        """
 
     # -- what is common -------------------------------------------------------------------------------------
 
@@ -165,7 +166,6 @@ class BaselineTrainer(ABC):
         """
         save_recipe(self.recipe, self.folder / "recipe.yaml")
         self._resume()
-        self.prepare()
         if self.request.minutes is None:
             self._train_to(self.spec.steps, self.spec.decay_share)
         else:
@@ -181,7 +181,7 @@ class BaselineTrainer(ABC):
     def _train_to(self, steps: int, decay_share: float) -> None:
         """Take the steps up to this one, which is the last as the learning rate sees it."""
         self.spec = spec = self.spec.model_copy(update={"steps": steps, "decay_share": decay_share})
-        self.load_until(steps)
+        self.prepare(steps)
         with Journal(
             self.folder, steps=spec.steps, first_step=self.step, title=self._title,
             wandb_project=self.request.wandb_project,

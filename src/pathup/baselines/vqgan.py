@@ -109,7 +109,7 @@ class AutoencoderStage(BaselineTrainer):
         """Whole tiles; every class of every level comes equally often."""
         return WholeTiles(self.crops)
 
-    def prepare(self) -> None:
+    def prepare(self, steps: int) -> None:
         """Have the classifier of the perceptual term; learning it counts as training."""
         if self.spec.perceptual_weight > 0:
             self.tissue_features, seconds = kept_tissue_features(

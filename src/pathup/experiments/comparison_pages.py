@@ -138,7 +138,7 @@ def _sheet(bench: Bench, level: str) -> Path:
     """The first tile of each class and row."""
     images, titles = [], []
     for entry in bench.entries():
-        if entry.once or (entry.contender is None and bench.name == "table1"):
+        if entry.once:
             continue
         tiles, _ = bench.draw(entry, 0)
         own = tiles.of(level=level)
