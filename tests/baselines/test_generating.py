@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from pathup.baselines import generating, systems
-from pathup.baselines.generating import DrawRequest, draw_from_baseline, to_pixels
+from pathup.baselines.generating import DrawRequest, draw_from_baseline
 from pathup.baselines.model_folder import read_model, save_weights, writing_model
 from pathup.errors import PathUpError
 from pathup.evaluation.tile_sets import load_tile_set
+from pathup.training.sheets import to_pixels
 
 
 class Painter:

@@ -19,7 +19,6 @@ from torch.nn.functional import interpolate, l1_loss, mse_loss
 from torch.utils.data import Dataset
 
 from pathup import draws, storage
-from pathup.baselines.generating import to_pixels
 from pathup.baselines.model_folder import ModelFolder, save_weights, writing_model
 from pathup.baselines.rrdb import FACTOR, RRDBNet, load_published
 from pathup.baselines.shuffled_degradations import degraded
@@ -31,6 +30,7 @@ from pathup.recipes import BSRGANRecipe, Recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import Crops
 from pathup.training.discriminator import PatchDiscriminator, discriminator_loss
+from pathup.training.sheets import to_pixels
 from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 __all__ = ["BSRGANTrainer", "BSRGANUpscaler", "DegradedCrops", "check", "import_published", "load", "train"]

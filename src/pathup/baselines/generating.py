@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from pathup import __version__, storage
@@ -234,9 +233,3 @@ def _provenance(
 ) -> dict[str, Any]:
     asked = {"label": label, "level": level, "seed": request.seed, "index": index}
     return {**_made_by(found, digest), **asked}
-
-
-def to_pixels(images_BCHW: torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1], (B, 3, H, W), as uint8 RGB (B, H, W, 3)."""
-    values = (images_BCHW.float().clamp(-1, 1) + 1) * 127.5
-    return values.round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 
 from pathup import storage
-from pathup.baselines.generating import to_pixels
 from pathup.baselines.model_folder import ModelFolder, writing_model
 from pathup.baselines.systems import TrainRequest
 from pathup.errors import PathUpError, unknown
@@ -29,6 +28,7 @@ from pathup.training.budget import PLAN_FILE
 from pathup.training.latents import encoder_sha256
 from pathup.training.patho_align import PathoAlignTrainer
 from pathup.training.runs import FREE_TO_CHANGE, diffusion_trainer, train_for
+from pathup.training.sheets import to_pixels
 
 __all__ = ["LDM", "check", "drawing_precision", "load", "train"]
 

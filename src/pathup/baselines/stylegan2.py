@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 
 from pathup import draws
 from pathup.baselines.augmentation import AugmentationControl, augmented
-from pathup.baselines.generating import to_pixels
 from pathup.baselines.model_folder import ModelFolder, save_weights, writing_model
 from pathup.baselines.stylegan2_networks import Discriminator, Generator, build_discriminator, build_generator
 from pathup.baselines.systems import TrainRequest
@@ -26,6 +25,7 @@ from pathup.errors import PathUpError
 from pathup.recipes import Recipe, StyleGAN2Recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import Crops
+from pathup.training.sheets import to_pixels
 
 __all__ = [
     "StyleGAN2Maker",

@@ -40,7 +40,6 @@ from pathup.baselines.codes import (
     uniforms,
     weights_sha256,
 )
-from pathup.baselines.generating import to_pixels
 from pathup.baselines.model_folder import NOTE, ModelFolder, read_model, save_weights, writing_model
 from pathup.baselines.systems import TrainRequest
 from pathup.baselines.trainer import BaselineTrainer, claim_run
@@ -51,6 +50,7 @@ from pathup.training.budget import PLAN_FILE
 from pathup.training.crops import Crops
 from pathup.training.discriminator import PatchDiscriminator, discriminator_loss, gradient_loss
 from pathup.training.runs import FREE_TO_CHANGE
+from pathup.training.sheets import to_pixels
 from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 __all__ = ["AutoencoderStage", "VQGANTiles", "check", "load", "train"]

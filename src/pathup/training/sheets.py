@@ -14,6 +14,12 @@ from pathup import storage
 GAP_PX = 4
 
 
+def to_pixels(images_BCHW: torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1], (B, 3, H, W), as uint8 RGB (B, H, W, 3); values outside are clipped."""
+    values = (images_BCHW.float().clamp(-1, 1) + 1) * 127.5
+    return values.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def image_sheet(pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles: Sequence[str] | None = None) -> None:
     """Write images in [-1, 1], row by row, as one PNG.
 
@@ -28,7 +34,7 @@ def image_sheet(pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles
     titles
         A short text above each image.
     """
-    images = ((pixels_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    images = to_pixels(pixels_BCHW)
     count, height, width, _ = images.shape
     head = 14 if titles else 0
     rows = -(-count // columns)
