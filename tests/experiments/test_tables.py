@@ -13,6 +13,7 @@ from pathup.errors import PathUpError
 from pathup.experiments import contenders
 from pathup.experiments.comparison import ComparisonRequest
 from pathup.experiments.contenders import CONTENDERS
+from pathup.experiments.large_tables import WEIGHTS
 from pathup.experiments.tables import TABLES, compare, plan
 from pathup.experiments.tile_tables import coarse_pixels
 from pathup.recipes import recipe_with, save_recipe
@@ -78,7 +79,8 @@ def test_what_training_took_is_told_of_every_trained_row(done):
 def test_large_images_of_all_rows_grow_from_the_same_overviews(done):
     overviews = sorted(path.name for path in (done / "drawn/overviews/0").glob("*.png"))
     assert len(overviews) == 2  # of each class
-    for row in ("bicubic", "nearest", "ldm-sr", "bsrgan", "grown_hann", "grown_hard", "grown_equation_6"):
+    rows = ["bicubic", "nearest", "ldm-sr", "bsrgan"] + [f"grown_{weight}_here" for weight in WEIGHTS]
+    for row in rows:
         assert sorted(path.name for path in (done / "drawn" / row / "0").glob("*.png")) == overviews
 
 
@@ -115,15 +117,27 @@ def test_a_plan_tells_everything_and_writes_nothing(some_tiles, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_given_model_has_a_row_of_its_own_in_table_1_and_draws_in_the_others(some_tiles, tmp_path):
+def test_a_given_model_has_a_row_of_its_own_beside_the_one_of_equal_training_and_draws_table_4(some_tiles, tmp_path):
     model = tmp_path / "atlas"
-    steps = plan(asked("table1", some_tiles, tmp_path / "out", None, model=model))
-    assert "draw and measure PathUp, trained elsewhere, generation 0" in [step.what for step in steps]
-    assert "train PathUp" in [step.what for step in steps]
-    for name in ("table3", "table4"):
+    for name in TABLES:
         names = [step.what for step in plan(asked(name, some_tiles, tmp_path / "out", None, model=model))]
-        assert "train PathUp" not in names
         assert "train the autoencoder" not in names  # the model's own
+        has_row = name != "table4"
+        assert ("draw and measure PathUp, trained elsewhere, generation 0" in names) == has_row
+        assert ("train PathUp" in names) == has_row
+
+
+def test_overviews_are_the_given_models_and_both_models_grow_them(done, some_tiles, tmp_path):
+    given = tmp_path / "given"
+    shutil.copytree(done / "runs/pathup/model", given)
+    bench = TABLES["table3"](asked("table3", some_tiles, tmp_path / "out", None, model=given))
+    assert bench.overview_model == given
+    rows = {entry.name: bench.model_of(entry) for entry in bench.trained_entries()}
+    assert rows["given"] == given
+    assert rows["pathup"] == tmp_path / "out/runs/pathup/model"
+    grown = [bench.grown(entry, 0, "hann")[0] for entry in bench.trained_entries() if entry.name == "given"]
+    assert [folder.parent.name for folder in grown] == ["grown_hann_elsewhere"]
+    assert bench.overviews(0).is_dir()
 
 
 def test_every_contender_trains_for_about_the_time_it_is_given(some_tiles, tiny_autoencoder, tmp_path):

@@ -45,6 +45,26 @@ def test_a_run_that_was_stopped_before_its_plan_was_made_makes_it_by_the_speed_i
     assert steps == (1140 if begun < FIRST_STEPS[1] else 72 + round((600 - 66) / (66 / 72)))
 
 
+class Dearer(Clocked):
+    """A run whose steps take two seconds instead of half a one from step 400 on."""
+
+    def train_to(self, step: int, last: bool) -> tuple[int, float]:
+        step, seconds = super().train_to(step, last)
+        return step, seconds + 1.5 * max(0, step - 400)
+
+
+def test_steps_that_become_dearer_are_planned_by_what_they_cost_then(tmp_path):
+    run = Dearer()
+    assert within(10, tmp_path / "long", run.train_to, dearer_from=400) == 585  # 30 + 400 / 2 + 2 x 185 = 600
+    assert [step for step, _ in run.called] == [24, 72, 424, 472, 585]
+    stopped = Dearer()
+    stopped.step = 450
+    assert within(10, tmp_path / "stopped", stopped.train_to, dearer_from=400) == 585
+    short = Dearer()  # it ends before
+    assert within(3, tmp_path / "short", short.train_to, dearer_from=400) == 300
+    assert [step for step, _ in short.called] == [24, 72, 300]
+
+
 def test_too_short_a_time_is_the_first_steps_and_one_more(tmp_path):
     assert within(0.1, tmp_path, Clocked().train_to) == FIRST_STEPS[1] + 1
 

@@ -13,30 +13,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import interpolate, l1_loss, mse_loss
 from torch.utils.data import Dataset
 
 from pathup import draws, storage
+from pathup.baselines.adversarial import TISSUE_BATCH, AdversarialTrainer
 from pathup.baselines.model_folder import ModelFolder, save_weights, writing_model
 from pathup.baselines.rrdb import FACTOR, RRDBNet, load_published
 from pathup.baselines.shuffled_degradations import degraded
 from pathup.baselines.systems import TrainRequest
 from pathup.baselines.tiled import in_tiles
-from pathup.baselines.trainer import BaselineTrainer, claim_run
+from pathup.baselines.trainer import claim_run
 from pathup.errors import PathUpError
 from pathup.recipes import BSRGANRecipe, Recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import Crops
-from pathup.training.discriminator import PatchDiscriminator, discriminator_loss
 from pathup.training.sheets import to_pixels
-from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 __all__ = ["BSRGANTrainer", "BSRGANUpscaler", "DegradedCrops", "check", "import_published", "load", "train"]
 
 NAME = "bsrgan"
-TISSUE_BATCH = 16  # crops a step of the perceptual term's classifier
 SHEET_CROPS = 8
 CROP_MULTIPLE_PX = 8  # the discriminator halves three times
 RIM_PX = 16
@@ -67,7 +64,7 @@ class DegradedCrops(Dataset[tuple[torch.Tensor, ...]]):
         return torch.stack(low).permute(0, 3, 1, 2).float() / 127.5 - 1, high
 
 
-class BSRGANTrainer(BaselineTrainer):
+class BSRGANTrainer(AdversarialTrainer):
     """One run of ``pathup baseline train bsrgan``; the network and a discriminator, which joins later."""
 
     spec: BSRGANRecipe
@@ -78,34 +75,21 @@ class BSRGANTrainer(BaselineTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.seed_of(spec.seed, "weights", "generator"))
             self.generator = RRDBNet(spec.channels, spec.growth, spec.blocks).to(self.device)
-            torch.manual_seed(draws.seed_of(spec.seed, "weights", "discriminator"))
-            self.discriminator = PatchDiscriminator(spec.discriminator_channels).to(self.device)
-        self._register("generator", self.generator, momentum=0.9, averaged=True)
-        self._register("discriminator", self.discriminator, momentum=0.5, averaged=False)  # with 0.9, verdicts swing
-        self.tissue_features: TissueFeatures | None = None
-
-    def _register(self, name: str, network: nn.Module, *, momentum: float, averaged: bool) -> None:
-        rate, betas = self.spec.learning_rate, (momentum, 0.99)
-        optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True)
-        self.register(name, network, optimizer=optimizer, averaged=averaged)
+        self.register("generator", self.generator, optimizer=self.adam(self.generator, 0.9), averaged=True)
 
     def batches(self) -> DegradedCrops:
         """Pairs of degraded and original crops."""
         spec = self.spec
         return DegradedCrops(self.tiles, seed=spec.seed, batch_size=spec.batch_size, crop_px=spec.crop_px)
 
+    def feature_crops(self) -> Crops:
+        """See `AdversarialTrainer`."""
+        return Crops(self.tiles, seed=self.spec.seed, batch_size=TISSUE_BATCH, crop_px=self.spec.crop_px)
+
     def prepare(self, steps: int) -> None:
-        """Have the classifier of the perceptual term, where a step may have one; learning it counts as training."""
-        spec = self.spec
-        if spec.perceptual_weight > 0 and (self.request.minutes is not None or spec.steps > spec.adversarial_start):
-            self.tissue_features, seconds = kept_tissue_features(
-                self.folder / "tissue_features.safetensors",
-                Crops(self.tiles, seed=spec.seed, batch_size=TISSUE_BATCH, crop_px=spec.crop_px),
-                steps=spec.perceptual_steps,
-                seed=spec.seed,
-                device=self.device,
-            )
-            self.seconds += seconds if self.step == 0 else 0.0  # checkpoints have it
+        """As `AdversarialTrainer`, where a step may have a perceptual term."""
+        if self.request.minutes is not None or self.spec.steps > self.spec.adversarial_start:
+            super().prepare(steps)
 
     def train_step(self, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         """One step of the network and, from `adversarial_start` on, one of the discriminator."""
@@ -118,22 +102,9 @@ class BSRGANTrainer(BaselineTrainer):
         loss = values["pixel"]
         if joined:
             loss = spec.pixel_weight * loss
-            if self.tissue_features is not None:
-                values["perceptual"] = perceptual_loss(self.tissue_features, middle(fake), middle(high))
-                loss = loss + spec.perceptual_weight * values["perceptual"]
-            if spec.adversarial_weight > 0:
-                self.discriminator.requires_grad_(False)
-                with self.accelerator.autocast():
-                    verdict, _ = self.discriminator(middle(fake))
-                values["adversarial"] = -verdict.float().mean()
-                loss = loss + spec.adversarial_weight * values["adversarial"]
+            loss = loss + self.perceptual(middle(fake), middle(high), values) + self.adversarial(middle(fake), values)
         self.descend("generator", loss, clip_norm=1.0)
-        if joined and spec.adversarial_weight > 0:
-            self.discriminator.requires_grad_(True)
-            with self.accelerator.autocast():
-                verdicts, _ = self.discriminator(torch.cat([middle(high), middle(fake.detach())]))
-            values["discriminator"] = discriminator_loss(*verdicts.float().chunk(2))
-            self.descend("discriminator", values["discriminator"], clip_norm=1.0)
+        self.discriminate(middle(fake), middle(high), values)
         values["psnr"] = -10 * torch.log10(mse_loss(fake.detach(), high) / 4)
         return {name: value.detach() for name, value in values.items()}
 

@@ -107,6 +107,10 @@ class BaselineTrainer(ABC):
         It counts as no training, unless it adds to `seconds`.
         """
 
+    def dearer_from(self) -> int:
+        """The step from which on steps cost more than before."""
+        return 0
+
     # -- what is common -------------------------------------------------------------------------------------
 
     def register(
@@ -175,7 +179,7 @@ class BaselineTrainer(ABC):
                 self._train_to(step, decay if last else 0.0)
                 return self.step, self.seconds
 
-            within(share * self.request.minutes, self.folder, train_to)
+            within(share * self.request.minutes, self.folder, train_to, dearer_from=self.dearer_from())
         return self.export()
 
     def _train_to(self, steps: int, decay_share: float) -> None:

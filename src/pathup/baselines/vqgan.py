@@ -17,7 +17,8 @@ from diffusers import VQModel
 from torch.nn.functional import l1_loss, mse_loss
 from torch.utils.data import Dataset
 
-from pathup import draws, storage
+from pathup import storage
+from pathup.baselines.adversarial import TISSUE_BATCH, AdversarialTrainer
 from pathup.baselines.codebook import (
     build_autoencoder,
     check_sizes,
@@ -42,22 +43,20 @@ from pathup.baselines.codes import (
 )
 from pathup.baselines.model_folder import NOTE, ModelFolder, read_model, save_weights, writing_model
 from pathup.baselines.systems import TrainRequest
-from pathup.baselines.trainer import BaselineTrainer, claim_run
+from pathup.baselines.trainer import claim_run
 from pathup.errors import PathUpError
 from pathup.recipes import Recipe, VQGANRecipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.budget import PLAN_FILE
 from pathup.training.crops import Crops
-from pathup.training.discriminator import PatchDiscriminator, discriminator_loss, gradient_loss
+from pathup.training.discriminator import gradient_loss
 from pathup.training.runs import FREE_TO_CHANGE
 from pathup.training.sheets import to_pixels
-from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 __all__ = ["AutoencoderStage", "VQGANTiles", "check", "load", "train"]
 
 AUTOENCODER_SHARE = 0.5  # of the time, where a run is given one
 RESEED_EVERY = 10  # steps between searches for codes that none of them chose
-TISSUE_BATCH = 16  # tiles a step of the perceptual term's classifier
 STATISTICS_TILES = 512  # from which the perplexity of the finished codebook is taken
 SHEET_TILES = 8
 CODEBOOK = "quantize.embedding.weight"  # its name among the autoencoder's weights
@@ -77,7 +76,7 @@ class WholeTiles(Dataset[tuple[torch.Tensor, ...]]):
         return (self.crops[step],)
 
 
-class AutoencoderStage(BaselineTrainer):
+class AutoencoderStage(AdversarialTrainer):
     """The first stage: the discrete autoencoder and the discriminator.
 
     ``|x' - x| + w_g gradient + (|sg(z) - e|^2 + beta |z - sg(e)|^2) + w_p perceptual + w_a (-D(x'))``. The adversarial
@@ -90,41 +89,21 @@ class AutoencoderStage(BaselineTrainer):
         spec = request.recipe.baselines.vqgan
         super().__init__(request, spec, tiles, request.output / AUTOENCODER, title="VQ-GAN, autoencoder")
         self.autoencoder = build_autoencoder(self.recipe).to(self.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draws.seed_of(spec.seed, "weights", "discriminator"))
-            self.discriminator = PatchDiscriminator(spec.discriminator_channels).to(self.device)
-        for name, network, averaged in (
-            (AUTOENCODER, self.autoencoder, True),
-            ("discriminator", self.discriminator, False),
-        ):
-            optimizer = torch.optim.AdamW(
-                network.parameters(), lr=spec.learning_rate, betas=(0.5, 0.99), weight_decay=0.0, fused=True
-            )
-            self.register(name, network, optimizer=optimizer, averaged=averaged)
+        self.register(AUTOENCODER, self.autoencoder, optimizer=self.adam(self.autoencoder, 0.5), averaged=True)
         self.state["chosen"] = torch.zeros(spec.codes, dtype=torch.int64, device=self.device)
         self.crops = self._crops(spec.batch_size)
-        self.tissue_features: TissueFeatures | None = None
 
     def batches(self) -> WholeTiles:
         """Whole tiles; every class of every level comes equally often."""
         return WholeTiles(self.crops)
 
-    def prepare(self, steps: int) -> None:
-        """Have the classifier of the perceptual term; learning it counts as training."""
-        if self.spec.perceptual_weight > 0:
-            self.tissue_features, seconds = kept_tissue_features(
-                self.folder / "tissue_features.safetensors",
-                self._crops(TISSUE_BATCH),
-                steps=self.spec.perceptual_steps,
-                seed=self.spec.seed,
-                device=self.device,
-            )
-            self.seconds += seconds if self.step == 0 else 0.0  # checkpoints have it
+    def feature_crops(self) -> Crops:
+        """See `AdversarialTrainer`."""
+        return self._crops(TISSUE_BATCH)
 
     def train_step(self, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         """One step of the autoencoder and, from `adversarial_start` on, one of the discriminator."""
         spec, (real,) = self.spec, batch
-        adversarial = self.step >= spec.adversarial_start and spec.adversarial_weight > 0
         with self.accelerator.autocast():
             latents = self.autoencoder.encode(real).latents
         if self.step % RESEED_EVERY == 0:
@@ -134,22 +113,9 @@ class AutoencoderStage(BaselineTrainer):
             fake = self.autoencoder.decode(found.latents_BCHW, force_not_quantize=True).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real), "quantiser": found.loss}
         loss = values["pixel"] + spec.gradient_weight * values["gradient"] + values["quantiser"]
-        if self.tissue_features is not None:
-            values["perceptual"] = perceptual_loss(self.tissue_features, fake, real)
-            loss = loss + spec.perceptual_weight * values["perceptual"]
-        if adversarial:
-            self.discriminator.requires_grad_(False)
-            with self.accelerator.autocast():
-                verdict, _ = self.discriminator(fake)
-            values["adversarial"] = -verdict.float().mean()
-            loss = loss + spec.adversarial_weight * values["adversarial"]
+        loss = loss + self.perceptual(fake, real, values) + self.adversarial(fake, values)
         self.descend(AUTOENCODER, loss, clip_norm=1.0)
-        if adversarial:
-            self.discriminator.requires_grad_(True)
-            with self.accelerator.autocast():
-                verdicts, _ = self.discriminator(torch.cat([real, fake.detach()]))
-            values["discriminator"] = discriminator_loss(*verdicts.float().chunk(2))
-            self.descend("discriminator", values["discriminator"], clip_norm=1.0)
+        self.discriminate(fake, real, values)
         counts = torch.bincount(found.codes_BL.flatten(), minlength=spec.codes)
         self.state["chosen"] += counts
         values["perplexity"] = perplexity(counts)

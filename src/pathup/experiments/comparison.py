@@ -116,13 +116,23 @@ class Bench(ABC):
     def entries(self) -> list[Entry]:
         """The rows, in their order."""
 
+    def trained_entries(self) -> list[Entry]:
+        """One row for each contender, and one for the given model where it is to have one."""
+        rows = [Entry(name, CONTENDERS[name].title, CONTENDERS[name]) for name in self.contenders]
+        if self.request.model is not None and self.given_is_a_row:
+            rows.append(Entry("given", "PathUp, trained elsewhere", CONTENDERS["pathup"]))
+        return rows
+
     @abstractmethod
     def levels(self) -> list[str]:
         """The spatial levels that are compared."""
 
     @abstractmethod
-    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float]:
-        """The tiles of a row's generation, from where their drawing stands, and the seconds that one took."""
+    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float | None]:
+        """The tiles of a row's generation, from where their drawing stands, and the seconds that one took.
+
+        None where none had to be drawn.
+        """
 
     @abstractmethod
     def cost_of(self, entry: Entry) -> str:
@@ -253,6 +263,8 @@ class Bench(ABC):
         if not done.is_file():
             return images
         figures = storage.read_json(done)
+        if figures["seconds_a_tile"] is None:
+            return images
         tiles = sum(row["tiles"] for row in figures["rows"]) / len({row["features"] for row in figures["rows"]})
         return f"{images}, about {figures['seconds_a_tile'] * tiles / 60:.1f} minutes to draw"
 

@@ -49,11 +49,11 @@ def _figures(bench: Bench, entry: Entry) -> list[Row]:
 
 def _told(bench: Bench, entry: Entry, figures: list[Row]) -> Row:
     training = bench.training_of(entry)
-    seconds = [own["seconds_a_tile"] for own in figures]
+    seconds = [own["seconds_a_tile"] for own in figures if own["seconds_a_tile"] is not None]
     return {
         "entry": entry.name, "title": entry.title, "once": entry.once,
         "training": None if training is None else training.notes(),
-        "seconds_a_tile": float(np.median(seconds)),
+        "seconds_a_tile": float(np.median(seconds)) if seconds else None,
         "rows": [row for own in figures for row in own["rows"]],
     }  # fmt: skip
 
@@ -126,7 +126,8 @@ def _costs(entries: list[Row]) -> list[str]:
         if made is not None:
             seconds = f"{made['seconds']:.0f}" if made["seconds"] else "not noted"
             told = [seconds, f"{made['steps']:,}", f"{made['tiles_seen']:,}"]
-        table.append([entry["title"], *told, f"{entry['seconds_a_tile']:.3g}"])
+        pace = entry["seconds_a_tile"]
+        table.append([entry["title"], *told, "not noted" if pace is None else f"{pace:.3g}"])
     return markdown(table)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pathup import storage
-from pathup.baselines.generating import DrawRequest, draw_from_baseline
+from pathup.baselines.generating import DrawReport, DrawRequest, draw_from_baseline
 from pathup.baselines.ldm import drawing_precision
 from pathup.baselines.systems import BASELINES, TrainRequest, train_baseline
 from pathup.recipes import Recipe, load_recipe, recipe_with, save_recipe
@@ -27,6 +27,7 @@ from pathup.training.runs import train_diffusion
 __all__ = [
     "CONTENDERS",
     "Contender",
+    "Pace",
     "Setting",
     "Trained",
     "drawn",
@@ -141,6 +142,21 @@ class Trained:
         return {"steps": self.steps, "seconds": self.seconds, "tiles_seen": self.tiles_seen}
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Images drawn, and the seconds they took; those that an interrupted run had left behind are in neither."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Pace) -> Pace:
+        return Pace(self.images + other.images, self.seconds + other.seconds)
+
+    def seconds_an_image(self) -> float | None:
+        """None where nothing had to be drawn."""
+        return self.seconds / self.images if self.images else None
+
+
 def trained(contender: Contender, setting: Setting) -> Trained:
     """Train a contender, from where its run stands.
 
@@ -220,18 +236,23 @@ def of_model(model: Path) -> Trained:
     return Trained(model, int(notes.get("steps", 0)), seconds, int(notes.get("tiles_seen", 0)))
 
 
-def drawn(contender: Contender, model: Path, out: Path, *, level: str, count: int, seed: int, device: str) -> float:
-    """Draw `count` tiles of each class at a level into a folder, from where it stands; returns the seconds it took."""
+def drawn(contender: Contender, model: Path, out: Path, *, level: str, count: int, seed: int, device: str) -> Pace:
+    """Draw `count` tiles of each class at a level into a folder, from where it stands."""
     if contender.name != "pathup":
         request = DrawRequest(
             model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True
         )
-        return draw_from_baseline(request).seconds
+        return pace_of(draw_from_baseline(request))
     report = generate(GenerateRequest(
         model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True,
         precision=precision_of(model),
     ))  # fmt: skip
-    return report.seconds["total"]
+    return Pace(len(report.files) - report.kept, report.seconds["total"])
+
+
+def pace_of(report: DrawReport) -> Pace:
+    """What a report of a baseline's drawing says of it."""
+    return Pace(len(report.files) - report.kept, report.seconds)
 
 
 def precision_of(model: Path) -> str:
@@ -239,7 +260,7 @@ def precision_of(model: Path) -> str:
     return drawing_precision(load_recipe(model / "recipe.yaml"))
 
 
-def enlarged(contender: Contender, model: Path, images: Path, out: Path, *, seed: int, device: str) -> float:
-    """Enlarge every image of a folder into another, from where it stands; returns the seconds it took."""
+def enlarged(contender: Contender, model: Path, images: Path, out: Path, *, seed: int, device: str) -> Pace:
+    """Enlarge every image of a folder into another, from where it stands."""
     request = DrawRequest(model=model, out=out, images=images, seed=seed, device=device, resume=True)
-    return draw_from_baseline(request).seconds
+    return pace_of(draw_from_baseline(request))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,15 @@ from pathup import storage
 from pathup.evaluation.crops import cut_crops
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.comparison import Bench, Entry
-from pathup.experiments.contenders import CONTENDERS, drawn, enlarged, precision_of
+from pathup.experiments.contenders import CONTENDERS, Pace, drawn, enlarged, precision_of
 from pathup.sampling.outputs import write_metadata
 from pathup.sampling.runs import GenerateRequest, generate
 from pathup.slides.images import read_image
 from pathup.tiles.making import METADATA_FILE
 
 __all__ = ["UpscalingTable", "WeightTable"]
+
+PACE_FILE = "pace.json"
 
 WEIGHTS = {
     "hard": "w/o w: windows cut hard",
@@ -50,8 +52,6 @@ def _resized(image: Image.Image, factor: int, how: Image.Resampling) -> Image.Im
 
 class _LargeTable(Bench):
     """What both tables have: overviews, large images of them, crops."""
-
-    given_is_a_row = False
 
     def levels(self) -> list[str]:
         """The finest."""
@@ -84,17 +84,17 @@ class _LargeTable(Bench):
         folder = self.output / "drawn" / "overviews" / str(generation)
         if not (folder / METADATA_FILE).is_file():
             drawn(
-                CONTENDERS["pathup"], self.pathup, folder, level=self.coarsest, count=self.request.images,
+                CONTENDERS["pathup"], self.overview_model, folder, level=self.coarsest, count=self.request.images,
                 seed=generation, device=self.request.device,
             )  # fmt: skip
         return folder
 
     @property
-    def pathup(self) -> Path:
-        """The model that draws overviews and grows them."""
-        return self.model_of(Entry("pathup", "PathUp", CONTENDERS["pathup"]))
+    def overview_model(self) -> Path:
+        """The model that draws overviews: the given one, else the one that is trained here."""
+        return self.request.model or self.model_of(Entry("pathup", "PathUp", CONTENDERS["pathup"]))
 
-    def cropped(self, entry: Entry, generation: int, images: Path, seconds: float) -> tuple[TileSet, float]:
+    def cropped(self, entry: Entry, generation: int, images: Path, pace: Pace) -> tuple[TileSet, float | None]:
         """Crops of large images as tiles of the finest level, and the seconds of an image's share of one of them."""
         target = self.output / "crops" / self.name / entry.name / str(generation)
         side = self.recipe.tiles.tile_px
@@ -103,30 +103,33 @@ class _LargeTable(Bench):
                 cut_crops(images, partial / "crops", side_px=side, count=self.crops, seed=generation)
         found = load_tile_set(target / "crops", f"{entry.title}, generation {generation}")
         tiles = replace(found, levels=(self.levels()[0],) * len(found))
-        whole = self.request.images * len(self.recipe.labels) * self.factor**2
-        return tiles, seconds / whole
+        an_image = pace.seconds_an_image()
+        return tiles, None if an_image is None else an_image / self.factor**2
 
-    def grown(self, generation: int, weight: str) -> tuple[Path, float]:
-        """Large images that PathUp grows from a generation's overviews, and the seconds that took."""
-        source, started = self.overviews(generation), time.perf_counter()
-        folder = self.output / "drawn" / f"grown_{weight}" / str(generation)
+    def grown(self, entry: Entry, generation: int, weight: str) -> tuple[Path, Pace]:
+        """Large images that a row's PathUp grows from a generation's overviews; at what pace, whenever that was."""
+        source, started, made = self.overviews(generation), time.perf_counter(), 0
+        model = self.model_of(entry)
+        whose = "elsewhere" if model == self.request.model else "here"
+        folder = self.output / "drawn" / f"grown_{weight}_{whose}" / str(generation)
         if (folder / METADATA_FILE).is_file():
-            return folder, float(storage.read_json(folder / "seconds.json"))
+            return folder, Pace(**storage.read_json(folder / PACE_FILE))
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for path in sorted(source.glob("*.png")):
             label = path.stem.rpartition("_")[0]
             if not (folder / path.name).is_file():
                 generate(GenerateRequest(
-                    model=self.pathup, out=folder / path.name, label=label, reference=path, seed=generation,
+                    model=model, out=folder / path.name, label=label, reference=path, seed=generation,
                     window_weight=weight, device=self.request.device, resume=True,
-                    precision=precision_of(self.pathup),
+                    precision=precision_of(model),
                 ))  # fmt: skip
+                made += 1
             rows.append({"file_name": path.name, "label": label})
-        seconds = time.perf_counter() - started
-        storage.write_json(folder / "seconds.json", seconds)
+        pace = Pace(made, time.perf_counter() - started)
+        storage.write_json(folder / PACE_FILE, asdict(pace))
         write_metadata(folder, rows)
-        return folder, seconds
+        return folder, pace
 
 
 class UpscalingTable(_LargeTable):
@@ -135,6 +138,7 @@ class UpscalingTable(_LargeTable):
     name = "table3"
     title = "Table 3: large images from overviews"
     contenders = ("ldm-sr", "bsrgan", "pathup")
+    given_is_a_row = True
     paper = (
         ("system", "IP", "IR", "FID", "KID"),
         (
@@ -145,27 +149,25 @@ class UpscalingTable(_LargeTable):
     )
 
     def entries(self) -> list[Entry]:
-        """The paper's systems, two plain enlargements, and upscalers before training."""
-        rows = [Entry(name, CONTENDERS[name].title, CONTENDERS[name]) for name in self.contenders]
+        """The paper's systems, the given model, two plain enlargements, and upscalers before training."""
+        rows = self.trained_entries()
         rows += [Entry(name, title) for name, (title, _) in PIXELS.items()]
         for name in self.contenders[:2]:
             title = f"{CONTENDERS[name].title} before training"
             rows.append(Entry(f"untrained_{name}", title, CONTENDERS[name], once=True))
         return rows
 
-    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float]:
+    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float | None]:
         """See `Bench.draw`."""
-        if entry.name == "pathup":
-            return self.cropped(entry, generation, *self.grown(generation, "hann"))
-        source, started = self.overviews(generation), time.perf_counter()
-        folder = self.output / "drawn" / entry.name / str(generation)
+        if entry.contender is CONTENDERS["pathup"]:
+            return self.cropped(entry, generation, *self.grown(entry, generation, "hann"))
+        source, folder = self.overviews(generation), self.output / "drawn" / entry.name / str(generation)
         if entry.contender is None:
-            _enlarge(source, folder, self.factor, PIXELS[entry.name][1])
-            seconds = time.perf_counter() - started
+            pace = _enlarge(source, folder, self.factor, PIXELS[entry.name][1])
         else:
             model = self.model_of(entry)
-            seconds = enlarged(entry.contender, model, source, folder, seed=generation, device=self.request.device)
-        return self.cropped(entry, generation, folder, seconds)
+            pace = enlarged(entry.contender, model, source, folder, seed=generation, device=self.request.device)
+        return self.cropped(entry, generation, folder, pace)
 
 
 class WeightTable(_LargeTable):
@@ -174,6 +176,7 @@ class WeightTable(_LargeTable):
     name = "table4"
     title = "Table 4: window weights of large images"
     contenders = ("pathup",)
+    given_is_a_row = False
     paper = (
         ("weights", "IP", "IR", "FID", "KID"),
         (
@@ -186,17 +189,18 @@ class WeightTable(_LargeTable):
         """One row a window weight."""
         return [Entry(weight, title, CONTENDERS["pathup"]) for weight, title in WEIGHTS.items()]
 
-    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float]:
+    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float | None]:
         """See `Bench.draw`."""
-        return self.cropped(entry, generation, *self.grown(generation, entry.name))
+        return self.cropped(entry, generation, *self.grown(entry, generation, entry.name))
 
 
-def _enlarge(source: Path, folder: Path, factor: int, how: Callable[[Image.Image, int], Image.Image]) -> None:
+def _enlarge(source: Path, folder: Path, factor: int, how: Callable[[Image.Image, int], Image.Image]) -> Pace:
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, started = [], time.perf_counter()
     for path in sorted(source.glob("*.png")):
         made = how(Image.fromarray(np.ascontiguousarray(read_image(path))), factor)
         with storage.atomic_path(folder / path.name) as partial:
             made.save(partial, compress_level=1)
         rows.append({"file_name": path.name, "label": path.stem.rpartition("_")[0]})
     write_metadata(folder, rows)
+    return Pace(len(rows), time.perf_counter() - started)

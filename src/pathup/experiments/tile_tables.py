@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from pathup import storage
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.comparison import Bench, Entry
-from pathup.experiments.contenders import CONTENDERS, drawn
+from pathup.experiments.contenders import CONTENDERS, Pace, drawn
 from pathup.sampling.outputs import write_metadata
 from pathup.slides.images import read_image
 
@@ -46,9 +46,7 @@ class TileTable(Bench):
 
     def entries(self) -> list[Entry]:
         """The paper's systems, the given model, and what they are to be better than."""
-        rows = [Entry(name, CONTENDERS[name].title, CONTENDERS[name]) for name in self.contenders]
-        if self.request.model is not None:
-            rows.append(Entry("given", "PathUp, trained elsewhere", CONTENDERS["pathup"]))
+        rows = self.trained_entries()
         rows.append(Entry("coarse", "training tiles, only coarse colour left", once=True))
         for name in self.contenders:
             title = f"{CONTENDERS[name].title} before training"
@@ -63,20 +61,19 @@ class TileTable(Bench):
         """Tiles of every class and level."""
         return f"{self.request.count * len(self.recipe.labels) * len(self.levels())} tiles"
 
-    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float]:
+    def draw(self, entry: Entry, generation: int) -> tuple[TileSet, float | None]:
         """See `Bench.draw`."""
-        folder, seconds = self.output / "drawn" / entry.name / str(generation), 0.0
+        folder = self.output / "drawn" / entry.name / str(generation)
         if entry.contender is None:
-            tiles = coarse(self.yardstick.floor(), folder)
-            return tiles, 0.0
-        model = self.model_of(entry)
+            return coarse(self.yardstick.floor(), folder), None
+        model, pace = self.model_of(entry), Pace()
         for level in self.levels():
-            seconds += drawn(
+            pace += drawn(
                 entry.contender, model, folder / level, level=level, count=self.request.count, seed=generation,
                 device=self.request.device,
             )  # fmt: skip
         tiles = load_tile_set(folder, f"{entry.title}, generation {generation}")
-        return tiles, seconds / len(tiles)
+        return tiles, pace.seconds_an_image()
 
 
 def coarse(tiles: TileSet, folder: Path) -> TileSet:

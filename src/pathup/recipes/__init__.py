@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pathup import storage
 from pathup.errors import PathUpError, nearest, unknown
 from pathup.recipes.baselines import (
+    AdversarialTraining,
     BaselinesRecipe,
     BaselineTraining,
     BSRGANRecipe,
@@ -34,6 +35,7 @@ from pathup.recipes.schema import (
 )
 
 __all__ = [
+    "AdversarialTraining",
     "AutoencoderRecipe",
     "BSRGANRecipe",
     "BaselineTraining",

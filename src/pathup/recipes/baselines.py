@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pathup.recipes.section import Fraction, Positive, Section
 
 __all__ = [
+    "AdversarialTraining",
     "BSRGANRecipe",
     "BaselineTraining",
     "BaselinesRecipe",
@@ -36,6 +37,18 @@ class BaselineTraining(Section):
     sample_every: Positive = Field(500, description="steps between sample sheets")
     log_every: Positive = Field(20, description="steps between lines of losses.jsonl")
     seed: int = Field(0, description="of weights, order and noise")
+
+
+class AdversarialTraining(BaselineTraining):
+    """What a reconstruction is trained by besides its pixels' errors."""
+
+    perceptual_weight: float = Field(
+        1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
+    )
+    perceptual_steps: Positive = Field(2000, description="optimiser steps of that classifier")
+    adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss")
+    adversarial_start: int = Field(1000, ge=0, description="step at which the discriminator joins")
+    discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
 
 
 class StyleGAN2Recipe(BaselineTraining):
@@ -98,11 +111,11 @@ class CodesRecipe(BaselineTraining):
         return self
 
 
-class VQGANRecipe(BaselineTraining):
+class VQGANRecipe(AdversarialTraining):
     """VQ-GAN (Esser et al. 2021): a discrete autoencoder, and a transformer over its codes."""
 
     batch_size: Positive = Field(8, description="tiles a step")
-    learning_rate: float = Field(4e-4, gt=0, description="AdamW's, of autoencoder and discriminator")
+    learning_rate: float = Field(4e-4, gt=0, description="Adam's, of autoencoder and discriminator")
     decay_share: Fraction = Field(0.2, description="share of the steps over which the learning rate falls to 0")
     block_channels: list[Positive] = Field(
         [16, 32, 64, 128],
@@ -116,13 +129,6 @@ class VQGANRecipe(BaselineTraining):
     code_channels: Positive = Field(32, description="channels of a code")
     commitment: float = Field(0.25, ge=0, description="weight of the encoder's distance to its codes")
     gradient_weight: float = Field(0.5, ge=0, description="weight of the error of image gradients")
-    perceptual_weight: float = Field(
-        1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
-    )
-    perceptual_steps: Positive = Field(2000, description="optimiser steps of that classifier")
-    adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss")
-    adversarial_start: int = Field(1000, ge=0, description="step at which the discriminator joins")
-    discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
     transformer: CodesRecipe = Field(CodesRecipe(), description="the transformer over the codes")
 
     @property
@@ -169,7 +175,7 @@ class LDMSRRecipe(BaselineTraining):
         return self
 
 
-class BSRGANRecipe(BaselineTraining):
+class BSRGANRecipe(AdversarialTraining):
     """BSRGAN (Zhang et al. 2021): an RRDB network trained on shuffled degradations."""
 
     steps: Positive = Field(5000, description="optimiser steps of the whole run")
@@ -181,15 +187,10 @@ class BSRGANRecipe(BaselineTraining):
     blocks: Positive = Field(6, description="residual-in-residual dense blocks")
     crop_px: Positive = Field(96, description="side of a training crop at high resolution, a multiple of 8")
     adversarial_start: int = Field(2500, ge=0, description="step at which perceptual and adversarial terms join")
-    pixel_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error")
-    perceptual_weight: float = Field(
-        1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
-    )
-    perceptual_steps: Positive = Field(2000, description="optimiser steps of that classifier")
+    pixel_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error, from then on")
     adversarial_weight: float = Field(
         0.0125, ge=0, description="weight of the hinge loss: a tenth by 8, the discriminator's gain of fine detail"
     )
-    discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
 
 
 class BaselinesRecipe(Section):
