@@ -19,7 +19,6 @@ from pathup import draws
 from pathup.baselines.pairs import FACTOR
 from pathup.errors import PathUpError
 from pathup.model.components import check_finite
-from pathup.model.pipeline import PathUpPipeline
 from pathup.model.schedulers import build_scheduler, make_scheduler, set_steps
 from pathup.recipes import Recipe
 from pathup.sampling.decoding import decode_image
@@ -90,7 +89,7 @@ class LatentUpscaler:
         low = torch.from_numpy(self._padded(pixels_HWC)).permute(2, 0, 1)[None].float() / 127.5 - 1
         shape = [FACTOR * side // self._latent_factor for side in low.shape[2:]]
         latents_CHW = self.draw(beside_latents(low, (shape[0], shape[1]))[0], seed, index)
-        decoder = cast(PathUpPipeline, _Decoder(self._vae, self._latent_factor, self._device))
+        decoder = _Decoder(self._vae, self._latent_factor, self._device)
         return decode_image(decoder, latents_CHW)[: FACTOR * height, : FACTOR * width]
 
     @torch.no_grad()
@@ -145,7 +144,7 @@ def latent_factor(vae: AutoencoderKL) -> int:
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What `pathup.sampling.decoding` asks of a pipeline."""
+    """A `LatentDecoder` without the rest of a pipeline."""
 
     vae: AutoencoderKL
     factor: int

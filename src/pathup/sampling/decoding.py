@@ -16,14 +16,13 @@ import torch
 
 from pathup.sampling.canvas import Canvas
 from pathup.sampling.encoding import encode_canvas
-from pathup.sampling.footprint import tile_side
+from pathup.sampling.footprint import LatentDecoder, tile_side
 from pathup.sampling.measuring import POPULATION, PixelSource, measure_decoder, measure_encoder, whole_batches
 from pathup.sampling.mid_attention import fixed_statistics
 from pathup.sampling.norms import NormStatistics
 from pathup.sampling.receptive import decoder_halo, encoder_halo, trimmed_decoder
 
 if TYPE_CHECKING:
-    from pathup.model.pipeline import PathUpPipeline
     from pathup.sampling.tracking import Progress
 
 __all__ = [
@@ -58,7 +57,7 @@ def band_count(height: int, tile_latent: int) -> int:
 
 @torch.inference_mode()
 def decode_band(
-    pipeline: PathUpPipeline,
+    pipeline: LatentDecoder,
     latents_CHW: Canvas,
     index: int,
     *,
@@ -122,7 +121,7 @@ def decode_band(
 
 
 def decode_bands(
-    pipeline: PathUpPipeline,
+    pipeline: LatentDecoder,
     latents_CHW: Canvas,
     *,
     statistics: NormStatistics | None = None,
@@ -152,7 +151,7 @@ def decode_bands(
         )
 
 
-def decode_image(pipeline: PathUpPipeline, latents_CHW: Canvas, **settings: Any) -> np.ndarray:
+def decode_image(pipeline: LatentDecoder, latents_CHW: Canvas, **settings: Any) -> np.ndarray:
     """Decode a canvas to one uint8 RGB array (H, W, 3); settings as in `decode_bands`."""
     return np.concatenate(list(decode_bands(pipeline, latents_CHW, **settings)))
 

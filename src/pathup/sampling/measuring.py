@@ -21,7 +21,7 @@ from diffusers.models.attention_processor import Attention
 from pathup import draws
 from pathup.sampling.canvas import Canvas
 from pathup.sampling.device import reduced_precision
-from pathup.sampling.footprint import bytes_a_position
+from pathup.sampling.footprint import Autoencoding, LatentDecoder, bytes_a_position
 from pathup.sampling.mid_attention import KeyTile, measured_attention
 from pathup.sampling.norms import NormStatistics, measure_norms
 from pathup.sampling.receptive import attention_halo, changed_block_inputs
@@ -77,7 +77,7 @@ Area = tuple[int, int, int, int]
 
 @torch.inference_mode()
 def measure_decoder(
-    pipeline: PathUpPipeline, latents_CHW: Canvas, *, population: int | None = None, keys: int = EXACT_KEYS
+    pipeline: LatentDecoder, latents_CHW: Canvas, *, population: int | None = None, keys: int = EXACT_KEYS
 ) -> NormStatistics:
     """The decoder's normalisation statistics, and the keys of its attention, for a whole canvas.
 
@@ -134,14 +134,14 @@ def measure_encoder(
     return _measure(run, None if whole else _Windows(*shape_HW, ENCODER_CORE, (ENCODER_MARGIN,), ENCODER_WINDOWS))
 
 
-def _affordable(pipeline: PathUpPipeline) -> int:
+def _affordable(pipeline: Autoencoding) -> int:
     """Positions up to which a canvas is measured whole."""
     if not _attends(pipeline):
         return POPULATION
     return max(POPULATION, min(EXACT_KEYS, WHOLE_BYTES // bytes_a_position(pipeline)))
 
 
-def _attends(pipeline: PathUpPipeline) -> bool:
+def _attends(pipeline: Autoencoding) -> bool:
     """Whether the decoder has attention."""
     return any(isinstance(part, Attention) for part in pipeline.vae.decoder.modules())
 
