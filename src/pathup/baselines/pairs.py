@@ -50,6 +50,8 @@ class Pairs:
 
     Attributes
     ----------
+    tiles
+        The folder that overviews are numbered in.
     patches
         The patches that some overview shows whole.
     low_px
@@ -60,7 +62,7 @@ class Pairs:
     """
 
     def __init__(self, tiles: TileFolder, patches: TileFolder, places: Sequence[list[Place]], left_out: int) -> None:
-        self._tiles, self._places = tiles, places
+        self.tiles, self._places = tiles, places
         self.patches, self.left_out = patches, left_out
         self.low_px = tiles.recipe.tiles.tile_px // FACTOR
 
@@ -83,7 +85,7 @@ class Pairs:
             The overview's file is damaged or missing.
         """
         at = self._places[patch][choice]
-        return self._tiles.pixels(at.overview)[:, at.top : at.top + self.low_px, at.left : at.left + self.low_px]
+        return self.tiles.pixels(at.overview)[:, at.top : at.top + self.low_px, at.left : at.left + self.low_px]
 
 
 def find_pairs(tiles: TileFolder) -> Pairs:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="table1, table2, table3, table4, figure5 or denoiser.")],
+    name: Annotated[str, typer.Argument(help="table1, table2, table3, pairs, table4, figure5 or denoiser.")],
     data: Annotated[Path, typer.Option(help="What 'pathup tiles' wrote, or what it is to cut (BRACS as downloaded).")],
     output: Annotated[Path, typer.Option(help="Folder to be made; experiments may share one (--resume).")],
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "atlas",
@@ -28,25 +28,26 @@ def experiment(
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="Of table1, 3 and 4: the Stable Diffusion 1.x/2.x that PathUp and LDM start from (folder or hub id)."
+            help="Of table1, 3, 4 and pairs: the Stable Diffusion 1.x/2.x that PathUp and LDM start from (folder or "
+            "hub id)."
         ),
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A trained PathUp model: a row of its own in table1, the one that draws in table3 and table4; its "
-            "autoencoder is taken unless another is given."
+            help="A trained PathUp model: a row of its own in table1, table3 and pairs, the one that draws in table4; "
+            "its autoencoder is taken unless another is given."
         ),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Train each system of table1, 3 and 4 for so long. [default: the recipe's steps]"),
+        typer.Option(help="Train each system of table1, 3, 4 and pairs for so long. [default: the recipe's steps]"),
     ] = None,
     features: Annotated[
         list[str] | None, typer.Option(help="As of pathup evaluate; may be given several times. [default: atlas]")
     ] = None,
-    generations: Annotated[int, typer.Option(help="From how many seeds table1, 3 and 4 are drawn.")] = 5,
-    images: Annotated[int, typer.Option(help="Large images of each class and generation, of table3 and 4.")] = 4,
+    generations: Annotated[int, typer.Option(help="From how many seeds table1, 3, 4 and pairs are drawn.")] = 5,
+    images: Annotated[int, typer.Option(help="Large images of each class and generation, of table3, 4 and pairs.")] = 4,
     seeds: Annotated[int, typer.Option(help="From how many seeds arms of table2, figure5, denoiser are trained.")] = 5,
     steps: Annotated[
         int | None,
@@ -63,8 +64,9 @@ def experiment(
 ) -> None:
     """Train, draw and measure what one of the paper's tables compares, or one of our own.
 
-    table1, table3 and table4 compare PathUp with other systems and with itself; table2, figure5 and denoiser compare
-    ways to train it, each from several seeds. What is done stays: the same command with --resume goes on after a kill.
+    table1, table3, table4 and pairs compare PathUp with other systems and with itself; table2, figure5 and denoiser
+    compare ways to train it, each from several seeds. What is done stays: the same command with --resume goes on after
+    a kill.
 
     Examples: pathup experiment table1 --data tiles --output tables --model models/atlas --minutes 60;
     pathup experiment table2 --data tiles --output ablation --autoencoder models/atlas --steps 1500.

@@ -96,14 +96,14 @@ class Bench(ABC):
     given_is_a_row
         Whether a model given with ``--model`` has a row beside the one that is trained.
     paper
-        The paper's own figures: head and body of a table.
+        The paper's own figures: head and body of a table; None where it has none.
     """
 
     name: str
     title: str
     contenders: tuple[str, ...]
     given_is_a_row: bool
-    paper: tuple[Sequence[str], Sequence[Sequence[str]]]
+    paper: tuple[Sequence[str], Sequence[Sequence[str]]] | None
 
     def __init__(self, request: ComparisonRequest) -> None:
         self.request, self.recipe = request, load_recipe(request.recipe)
@@ -137,6 +137,10 @@ class Bench(ABC):
     @abstractmethod
     def cost_of(self, entry: Entry) -> str:
         """What a generation of a row is, in numbers of images."""
+
+    def more_figures(self, tiles: TileSet) -> dict[str, float]:
+        """What is measured of a row's tiles besides what is of all tables."""
+        return {}
 
     # -- where things are -----------------------------------------------------------------------------------
 
@@ -281,11 +285,12 @@ class Bench(ABC):
     def _measure(self, entry: Entry, generation: int) -> Callable[[], None]:
         def do() -> None:
             tiles, a_tile = self.draw(entry, generation)
+            more = self.more_figures(tiles)
             rows: list[dict[str, Any]] = []
             for encoder in self.yardstick.encoders:
                 for level in self.levels():
                     told = {"entry": entry.name, "generation": generation, "level": level, "features": encoder.name}
-                    row = {**told, **self.yardstick.figures(tiles, encoder, level)}
+                    row = {**told, **self.yardstick.figures(tiles, encoder, level), **more}
                     if generation == 0:
                         row["kid_interval"] = self.yardstick.kid_interval(tiles, encoder, level)
                     rows.append(row)

@@ -21,7 +21,8 @@ __all__ = ["write_comparison"]
 Row = dict[str, Any]
 
 METRICS = {"precision": ("IP", ".3f"), "recall": ("IR", ".3f"), "fid": ("FD", ".1f"), "kid": ("KD x 1000", ".1f"),
-           "coverage": ("coverage", ".2f"), "grey": ("grey tiles named right", ".2f")}  # fmt: skip
+           "coverage": ("coverage", ".2f"), "grey": ("grey tiles named right", ".2f"),
+           "psnr": ("PSNR, dB", ".1f")}  # fmt: skip
 """What a page shows of a row, in the paper's order: title and format. FD and KD, since features are not Inception's
 unless it is named."""
 
@@ -87,21 +88,25 @@ def page(bench: Bench, content: Row) -> str:
             floor = next(row for row in content["floor"] if (row["features"], row["level"]) == (features, level))
             lines += ["", f"## {level}, on features of {features}", "", *_table(entries, features, level, floor)]
     lines += ["", "## Cost", "", *_costs(entries)]
-    said = "The paper's own figures (BRACS, Inception and VGG16, 10,000 images; not to be compared with those above):"
-    head, body = bench.paper
-    lines += ["", "## The paper", "", said, "", *markdown([list(head), *(list(row) for row in body)])]
+    if bench.paper is not None:
+        said = (
+            "The paper's own figures (BRACS, Inception and VGG16, 10,000 images; not to be compared with those above):"
+        )
+        head, body = bench.paper
+        lines += ["", "## The paper", "", said, "", *markdown([list(head), *(list(row) for row in body)])]
     sheets = [f"![{level}]({_sheet_name(bench, level)})" for level in bench.levels()]
     told = "One tile of each class (columns) by each row that is drawn in every generation, top to bottom, seed 0:"
     return "\n".join([*lines, "", "## Images", "", told, "", *sheets, ""])
 
 
 def _table(entries: list[Row], features: str, level: str, floor: Row) -> list[str]:
-    table = [["system", "tiles", *(title for title, _ in METRICS.values()), "KD x 1000, 95 %"]]
+    shown = {metric: METRICS[metric] for metric in METRICS if metric in entries[0]["rows"][0]}
+    table = [["system", "tiles", *(title for title, _ in shown.values()), "KD x 1000, 95 %"]]
     for entry in entries:
         rows = [row for row in entry["rows"] if (row["features"], row["level"]) == (features, level)]
-        cells = [_spread([row[metric] for row in rows], form) for metric, (_, form) in METRICS.items()]
+        cells = [_spread([row[metric] for row in rows], form) for metric, (_, form) in shown.items()]
         table.append([entry["title"], f"{rows[0]['tiles']:.0f}", *cells, _interval(rows[0]["kid_interval"])])
-    cells = [format(floor[metric], form) for metric, (_, form) in METRICS.items()]
+    cells = [format(floor[metric], form) if metric in floor else "" for metric, (_, form) in shown.items()]
     table.append(["*floor*", f"{floor['tiles']:.0f}", *cells, _interval(floor["kid_interval"])])
     return markdown(table)
 

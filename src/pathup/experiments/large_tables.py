@@ -7,7 +7,7 @@ In every generation the same overviews are enlarged by all rows of table 3 and g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -68,6 +68,11 @@ class _LargeTable(Bench):
         scales = [self.recipe.tiles.level_mpp(level) for level in self.recipe.tiles.levels]
         return round(max(scales) / min(scales))
 
+    @property
+    def drawings(self) -> Path:
+        """Where overviews are, and what becomes of them."""
+        return self.output / "drawn"
+
     def cost_of(self, entry: Entry) -> str:
         """Large images, and crops of them."""
         side = self.recipe.tiles.tile_px * self.factor
@@ -81,7 +86,7 @@ class _LargeTable(Bench):
 
     def overviews(self, generation: int) -> Path:
         """The overviews of a generation, drawn where they are not there."""
-        folder = self.output / "drawn" / "overviews" / str(generation)
+        folder = self.drawings / "overviews" / str(generation)
         if not (folder / METADATA_FILE).is_file():
             drawn(
                 CONTENDERS["pathup"], self.overview_model, folder, level=self.coarsest, count=self.request.images,
@@ -111,7 +116,7 @@ class _LargeTable(Bench):
         source, started, made = self.overviews(generation), time.perf_counter(), 0
         model = self.model_of(entry)
         whose = "elsewhere" if model == self.request.model else "here"
-        folder = self.output / "drawn" / f"grown_{weight}_{whose}" / str(generation)
+        folder = self.drawings / f"grown_{weight}_{whose}" / str(generation)
         if (folder / METADATA_FILE).is_file():
             return folder, Pace(**storage.read_json(folder / PACE_FILE))
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +144,7 @@ class UpscalingTable(_LargeTable):
     title = "Table 3: large images from overviews"
     contenders = ("ldm-sr", "bsrgan", "pathup")
     given_is_a_row = True
-    paper = (
+    paper: tuple[Sequence[str], Sequence[Sequence[str]]] | None = (
         ("system", "IP", "IR", "FID", "KID"),
         (
             ("LDM (super-resolution)", "0.837 ± 0.085", "0.376 ± 0.083", "108.4 ± 4.3", "17.6 ± 1.0"),
@@ -161,7 +166,7 @@ class UpscalingTable(_LargeTable):
         """See `Bench.draw`."""
         if entry.contender is CONTENDERS["pathup"]:
             return self.cropped(entry, generation, *self.grown(entry, generation, "hann"))
-        source, folder = self.overviews(generation), self.output / "drawn" / entry.name / str(generation)
+        source, folder = self.overviews(generation), self.drawings / entry.name / str(generation)
         if entry.contender is None:
             pace = _enlarge(source, folder, self.factor, PIXELS[entry.name][1])
         else:

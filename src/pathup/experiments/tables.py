@@ -1,4 +1,4 @@
-"""Tables 1, 3 and 4 by name: carried out, or only planned."""
+"""Tables 1, 3 and 4, and that of pairs, by name: carried out, or only planned."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathup.errors import unknown
 from pathup.experiments.comparison import Bench, ComparisonRequest
 from pathup.experiments.comparison_pages import write_comparison
 from pathup.experiments.large_tables import UpscalingTable, WeightTable
+from pathup.experiments.pair_table import PairTable
 from pathup.experiments.preparation import Step
 from pathup.experiments.tile_tables import TileTable
 
@@ -16,7 +17,7 @@ __all__ = ["TABLES", "compare", "plan"]
 
 Progress = Callable[[str, int, int], None]
 
-TABLES: dict[str, type[Bench]] = {table.name: table for table in (TileTable, UpscalingTable, WeightTable)}
+TABLES: dict[str, type[Bench]] = {table.name: table for table in (TileTable, UpscalingTable, PairTable, WeightTable)}
 
 
 def bench_of(request: ComparisonRequest) -> Bench:
