@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import peak_signal_noise_ratio
 
+from pathup.baselines.bsrgan import import_published
+from pathup.baselines.rrdb import RRDBNet
 from pathup.errors import PathUpError
 from pathup.experiments import contenders
 from pathup.experiments.comparison import ComparisonRequest
@@ -18,7 +21,7 @@ from pathup.experiments.large_tables import WEIGHTS
 from pathup.experiments.pair_table import psnr
 from pathup.experiments.tables import TABLES, compare, plan
 from pathup.experiments.tile_tables import coarse_pixels
-from pathup.recipes import recipe_with, save_recipe
+from pathup.recipes import load_recipe, recipe_with, save_recipe
 from pathup.slides.images import read_image
 
 
@@ -155,6 +158,32 @@ def test_a_given_model_has_a_row_of_its_own_beside_the_one_of_equal_training_and
         has_row = name != "table4"
         assert ("draw and measure PathUp, trained elsewhere, generation 0" in names) == has_row
         assert ("train PathUp" in names) == has_row
+
+
+def test_a_baseline_from_elsewhere_is_a_row_in_the_tables_of_its_kind(done, some_tiles, tmp_path):
+    more = tmp_path / "longer"
+    shutil.copytree(done / "runs/vqgan/model", more)
+    published = tmp_path / "published"
+    state = RRDBNet(8, 32, 1).state_dict()
+    torch.save(state, tmp_path / "made.pth")
+    import_published(tmp_path / "made.pth", published, load_recipe("tiny"))
+    found = {}
+    for name in TABLES:
+        bench = TABLES[name](asked(name, some_tiles, done, None, baselines=(more, published)))
+        found[name] = {entry.title: bench.model_of(entry) for entry in bench.trained_entries() if "_" in entry.name}
+    steps = json.loads((more / "baseline.json").read_text())["steps"]
+    assert found["table1"] == {f"VQ-GAN, {steps} steps": more}
+    assert found["table3"] == found["pairs"] == {"BSRGAN, published weights": published}
+    assert found["table4"] == {}
+
+
+def test_a_baseline_of_other_tiles_is_refused(done, some_tiles, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(done / "runs/vqgan/model", other)
+    notes = json.loads((other / "baseline.json").read_text())
+    (other / "baseline.json").write_text(json.dumps({**notes, "tiles": "0" * 64}))
+    with pytest.raises(PathUpError, match="was trained on other tiles"):
+        plan(asked("table1", some_tiles, done, None, baselines=(other,)))
 
 
 def test_overviews_are_the_given_models_and_both_models_grow_them(done, some_tiles, tmp_path):

@@ -39,6 +39,13 @@ def experiment(
             "its autoencoder is taken unless another is given."
         ),
     ] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A baseline that was trained or imported elsewhere (longer, another arm, published weights): one more "
+            "row in the tables of its kind; may be given several times."
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Train each system of table1, 3, 4 and pairs for so long. [default: the recipe's steps]"),
@@ -81,8 +88,8 @@ def experiment(
     if name in tables.TABLES:
         asked = ComparisonRequest(
             name=name, data=data, output=output, recipe=recipe, autoencoder=autoencoder, pretrained=pretrained,
-            model=model, minutes=minutes, features=chosen, generations=generations, count=count, images=images,
-            device=device, threads=threads, resume=resume,
+            model=model, baselines=tuple(baseline or ()), minutes=minutes, features=chosen, generations=generations,
+            count=count, images=images, device=device, threads=threads, resume=resume,
         )  # fmt: skip
         if dry_run:
             typer.echo(told(tables.plan(asked)))

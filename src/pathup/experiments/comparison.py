@@ -17,16 +17,18 @@ from typing import Any
 import torch
 
 from pathup import storage
+from pathup.baselines.model_folder import ModelFolder, read_model
 from pathup.baselines.systems import BASELINES, check_baseline
 from pathup.errors import PathUpError
 from pathup.evaluation.encoders import load_features
-from pathup.evaluation.tile_sets import TileSet
+from pathup.evaluation.tile_sets import TileSet, is_tiles_folder
 from pathup.experiments.contenders import CONTENDERS, Contender, Setting, Trained, of_model, trained, untrained
 from pathup.experiments.preparation import Ground, Step
 from pathup.experiments.yardstick import Yardstick
 from pathup.recipes import load_recipe, save_recipe
 from pathup.sampling.device import choose_device
 from pathup.sampling.runs import model_sha256
+from pathup.tiles.dataset import TileFolder
 
 __all__ = ["Bench", "ComparisonRequest", "Entry"]
 
@@ -62,6 +64,7 @@ class ComparisonRequest:
     autoencoder: str | None = None
     pretrained: str | None = None
     model: Path | None = None
+    baselines: tuple[Path, ...] = ()
     minutes: float | None = None
     features: tuple[str, ...] = ("atlas",)
     generations: int = 5
@@ -117,11 +120,42 @@ class Bench(ABC):
         """The rows, in their order."""
 
     def trained_entries(self) -> list[Entry]:
-        """One row for each contender, and one for the given model where it is to have one."""
+        """One row for each contender, and for each model that was trained elsewhere."""
         rows = [Entry(name, CONTENDERS[name].title, CONTENDERS[name]) for name in self.contenders]
         if self.request.model is not None and self.given_is_a_row:
             rows.append(Entry("given", "PathUp, trained elsewhere", CONTENDERS["pathup"]))
-        return rows
+        return rows + [entry for entry, _ in self.given_baselines.values()]
+
+    @cached_property
+    def given_baselines(self) -> dict[str, tuple[Entry, Path]]:
+        """Rows of baselines that were trained or imported elsewhere, and their models; those of other tables left out.
+
+        Raises
+        ------
+        PathUpError
+            A folder holds no baseline, or one that was trained on other tiles.
+        """
+        found = {}
+        for folder in self.request.baselines:
+            model = read_model(folder)
+            self._check_tiles(model)
+            if model.name in self.contenders:
+                name = f"{model.name}_{model.sha256()[:8]}"
+                how = "published weights" if "published" in model.notes else f"{model.notes['steps']:,} steps"
+                contender = CONTENDERS[model.name]
+                found[name] = Entry(name, f"{contender.title}, {how}", contender), model.folder
+        return found
+
+    def _check_tiles(self, model: ModelFolder) -> None:
+        seen = model.notes.get("tiles")
+        if seen is None or not is_tiles_folder(self.ground.tiles):
+            return
+        tiles = TileFolder.load(self.ground.tiles, "train", self.recipe)
+        if seen not in {tiles.fingerprint(), *(tiles.only(level).fingerprint() for level in self.recipe.level_names)}:
+            raise PathUpError(
+                f"{model.folder} was trained on other tiles than those in {self.ground.tiles}, so it may have seen "
+                "what it is measured by; a model of the same training tiles was needed"
+            )
 
     @abstractmethod
     def levels(self) -> list[str]:
@@ -197,6 +231,8 @@ class Bench(ABC):
         takes_given = entry.contender.name == "pathup" and not self.given_is_a_row
         if self.request.model is not None and (entry.name == "given" or takes_given):
             return self.request.model
+        if entry.name in self.given_baselines:
+            return self.given_baselines[entry.name][1]
         return self.output / "runs" / entry.contender.name / "model"
 
     def training_of(self, entry: Entry) -> Trained | None:

@@ -130,7 +130,7 @@ def _costs(entries: list[Row]) -> list[str]:
         made, told = entry["training"], ["none", "", ""]
         if made is not None:
             seconds = f"{made['seconds']:.0f}" if made["seconds"] else "not noted"
-            told = [seconds, f"{made['steps']:,}", f"{made['tiles_seen']:,}"]
+            told = [seconds, *(f"{made[name]:,}" if made[name] else "" for name in ("steps", "tiles_seen"))]
         pace = entry["seconds_a_tile"]
         table.append([entry["title"], *told, "not noted" if pace is None else f"{pace:.3g}"])
     return markdown(table)
