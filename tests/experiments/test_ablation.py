@@ -37,6 +37,14 @@ def test_every_arm_and_seed_is_in_the_table(done):
     for arm in arms:
         assert page.count(f"| {ARMS[arm].title} |") >= 2
     assert "0.592 ± 0.026" in page  # the paper's
+    rows = page.split("## Training")[1].split("\n\n")[2].splitlines()[2:]
+    told = {cells[1]: cells[2:6] for cells in ([cell.strip() for cell in row.split("|")] for row in rows)}
+    for arm in arms:
+        loss, entropy, spread, seconds = told[ARMS[arm].title]
+        assert "±" in loss
+        assert "±" in seconds
+        has_memory = "beta" in arm or "unprompted" in arm
+        assert bool(entropy) == bool(spread) == has_memory
     assert (done / "table2.png").stat().st_size > 10_000
 
 

@@ -135,8 +135,10 @@ def ablation(request: AblationRequest, progress: Progress | None = None) -> dict
     missing = [job.name for job in jobs if not bench.figures_of(job).is_file()]
     if missing:
         return {"waiting": missing}
-    rows = [row for job in jobs for row in storage.read_json(bench.figures_of(job))["rows"]]
-    return write_pages(request.output, asked, rows, bench.floor(), request.seeds)
+    found = [(job, storage.read_json(bench.figures_of(job))) for job in jobs]
+    rows = [row for _, figures in found for row in figures["rows"]]
+    learnt = [{"arm": job.arm.name, "seed": job.seed, **learning(figures)} for job, figures in found]
+    return write_pages(request.output, asked, rows, learnt, bench.floor(), request.seeds)
 
 
 def plan(request: AblationRequest) -> list[Step]:
@@ -265,6 +267,15 @@ class _Bench:
             device=self._request.device, resume=True,
         ))  # fmt: skip
         return load_tile_set(out, f"{job.name}, {level}")
+
+
+def learning(figures: dict[str, Any]) -> dict[str, float]:
+    """Of a job: its losses at the end and the spread of its memory, means over its models, and seconds of training."""
+    losses = list(figures["losses"].values())
+    means = {name: float(np.mean([of[name] for of in losses])) for name in losses[0]}
+    spreads = list(figures["memory_spread"].values())
+    spread = {"memory_spread": float(np.mean(spreads))} if spreads else {}
+    return {**means, **spread, "training_seconds": figures["training_seconds"]}
 
 
 def memory_spread(model: Path) -> float:

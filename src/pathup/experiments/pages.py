@@ -42,17 +42,29 @@ PAPER = {
 }
 
 
-def write_pages(output: Path, asked: Experiment, rows: list[Row], floor: list[Row], seeds: int) -> Row:
-    """Write ``NAME.json``, ``NAME.md`` and ``NAME.png``; returns what the JSON holds."""
+LEARNT = {
+    "L_r": ("L_r", ".4f"), "L_e": ("L_e", ".2g"), "memory_spread": ("spread of the memory", ".2f"),
+    "training_seconds": ("training, seconds", ".0f"),
+}  # fmt: skip
+"""What is shown of an arm's training: title and format."""
+
+
+def write_pages(
+    output: Path, asked: Experiment, rows: list[Row], learnt: list[Row], floor: list[Row], seeds: int
+) -> Row:
+    """Write ``NAME.json``, ``NAME.md`` and ``NAME.png``; returns what the JSON holds.
+
+    `rows` are figures of an arm, a seed, a level and features; `learnt` is what an arm's and a seed's training told.
+    """
     cells = by_cell(rows)
     gaps = differences(asked, cells)
     content = {
         "experiment": asked.name, "version": __version__, "seeds": seeds, "floor": floor, "rows": rows,
-        "differences": gaps,
+        "learnt": learnt, "differences": gaps,
     }  # fmt: skip
     storage.write_json(output / f"{asked.name}.json", content)
     plot(asked, cells, floor, output / f"{asked.name}.png")
-    storage.write_text(output / f"{asked.name}.md", page(asked, cells, floor, gaps, seeds))
+    storage.write_text(output / f"{asked.name}.md", page(asked, cells, learnt, floor, gaps, seeds))
     return content
 
 
@@ -86,7 +98,7 @@ def values(rows: list[Row], metric: str) -> np.ndarray:
     return np.asarray([row[metric] for row in rows], np.float64)
 
 
-def page(asked: Experiment, cells: Cells, floor: list[Row], gaps: list[Row], seeds: int) -> str:
+def page(asked: Experiment, cells: Cells, learnt: list[Row], floor: list[Row], gaps: list[Row], seeds: int) -> str:
     """The tables as markdown."""
     told = (
         f"Mean ± standard deviation of {seeds} seeds; the floor is as many real training tiles in their place (from "
@@ -101,6 +113,7 @@ def page(asked: Experiment, cells: Cells, floor: list[Row], gaps: list[Row], see
         if found:
             said = "Differences seed by seed, with their 95 % interval (paired t-test):"
             lines += ["", said, "", *markdown(_gaps(asked, found))]
+    lines += ["", "## Training", "", TRAINING, "", *markdown(_learnt(asked, learnt))]
     predictions = [[ARMS[name].title, ARMS[name].predicted] for name in asked.arms if ARMS[name].predicted]
     if predictions:
         lines += ["", "What was predicted:", "", *markdown([["arm", "beside the recipe"], *predictions])]
@@ -108,6 +121,24 @@ def page(asked: Experiment, cells: Cells, floor: list[Row], gaps: list[Row], see
         said, head, body = PAPER[asked.name]
         lines += ["", said, "", *markdown([head, *body])]
     return "\n".join([*lines, "", f"![{asked.title}]({asked.name}.png)", ""])
+
+
+TRAINING = (
+    "Losses are means over the last tenth of the steps. The memory's spread is 1 less the mean cosine of two of its "
+    "anchors: 0 where all are one direction, above 1 where they avoid each other."
+)
+
+
+def _learnt(asked: Experiment, learnt: list[Row]) -> list[list[str]]:
+    table = [["arm", *(title for title, _ in LEARNT.values())]]
+    for name in asked.arms:
+        own, cells = [row for row in learnt if row["arm"] == name], []
+        for value, (_, form) in LEARNT.items():
+            found = np.asarray([row[value] for row in own if value in row], np.float64)
+            mean, std = mean_std(found) if len(found) else (0.0, 0.0)
+            cells.append(f"{mean:{form}} ± {std:{form}}" if len(found) else "")
+        table.append([ARMS[name].title, *cells])
+    return table
 
 
 def _means(asked: Experiment, rows: dict[str, list[Row]], floor: list[Row]) -> list[list[str]]:
