@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling import large, runs, single_tiles
 from pathup.sampling.device import choose_device, peak_memory_bytes
 from pathup.sampling.runs import GenerateRequest, generate, model_sha256
+from pathup.tiles.provenance import SOURCES_FILE, SourceRegion, read_sources, write_sources
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +82,16 @@ def test_a_folder_of_large_images(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tiffs" / "A_0000.ome.tiff").is_file()
 
 
+def test_a_folder_says_which_regions_its_model_was_trained_on(model: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    shutil.copytree(model, told)
+    seen = [SourceRegion("r1", "A", "s", "p", "0" * 64, (0, 0, 8, 8), "ab" * 32)]
+    write_sources(told, seen)
+    _run(told, tmp_path / "tiles", level="patch", size=None)
+    _run(told, tmp_path / "large")
+    assert read_sources(tmp_path / "tiles") == read_sources(tmp_path / "large") == seen
+
+
 def test_single_tiles_resume_by_index(model: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     tiles: dict[str, Any] = {"label": "all", "level": "overview", "size": None, "seed": 2}
@@ -89,6 +101,7 @@ def test_single_tiles_resume_by_index(model: Path, tmp_path: Path) -> None:
     (parts / "metadata.jsonl").unlink()
     kept = (parts / "A_0000.png").stat().st_mtime_ns
     report = _run(model, parts, count=5, window_batch=3, resume=True, **tiles)
+    assert not (parts / SOURCES_FILE).exists()  # this model does not say what it was trained on
     assert report.kept == 3 and (parts / "A_0000.png").stat().st_mtime_ns == kept
     assert report.mpp == 2.0 and report.size_px == (32, 32)
     assert _rows(parts) == _rows(whole) and len(_rows(whole)) == 10

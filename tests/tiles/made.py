@@ -111,3 +111,14 @@ def all_rows(out: Path) -> list[dict[str, Any]]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its path."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def structured(seed: int, side: int = 512) -> Image.Image:
+    """Smooth structures of many sizes in pink and violet, as tissue has them from afar."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((side, side))
+    for size in (4, 8, 16, 32, 64):
+        noise = Image.fromarray(rng.normal(size=(size, size)).astype(np.float32))
+        total += np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC)) / size**0.5
+    share = 1 / (1 + np.exp(-2 * total))[..., None]
+    return Image.fromarray(np.rint(share * (232, 180, 210) + (1 - share) * (110, 60, 140)).astype(np.uint8))

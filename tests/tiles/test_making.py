@@ -22,6 +22,7 @@ from pathup.slides.reader import RESIZE_FILTER
 from pathup.storage import sha256_file
 from pathup.tiles import cutting, making
 from pathup.tiles.making import make_tiles
+from pathup.tiles.provenance import read_sources
 from tests.tiles.made import (
     SHARED,
     all_rows,
@@ -35,6 +36,7 @@ from tests.tiles.made import (
     save_geojson,
     save_slide,
     save_table,
+    structured,
     tiny,
     tissue,
 )
@@ -69,6 +71,15 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert images == {f"{r['split']}/{r['file_name']}" for r in rows}, (
         "every image is listed, and nothing else is there"
     )
+    for split in ("train", "val", "test"):
+        found = {s.region: s for s in read_sources(out / split) or []}
+        assert set(found) == {r["region"] for r in rows if r["split"] == split}
+        for row in (r for r in rows if r["split"] == split):
+            own = found[row["region"]]
+            assert (own.label, own.slide, own.patient, own.sha256) == (
+                row["label"], row["slide"], row["patient"], row["source_sha256"],
+            )  # fmt: skip
+            assert own.area == (0, 0, *Image.open(regions[row["region"]]).size)
 
 
 def test_tiles_are_the_sources_pixels(tmp_path: Path) -> None:
@@ -141,6 +152,17 @@ def test_the_same_tissue_in_two_splits_is_refused_whatever_it_is_called(tmp_path
     with pytest.raises(PathUpError, match="hold the same tissue") as raised:
         make_tiles(tmp_path / "source", tmp_path / "out", tiny(split_by="region"))
     assert all(f"{s}/A/{n}.png" in str(raised.value) for s, n in zip(("train", "test"), names, strict=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_tissue_saved_anew_in_another_split_is_refused(tmp_path: Path) -> None:
+    image = structured(seed=0)
+    save(tmp_path / "source" / "train" / "A" / "known.png", np.asarray(image))
+    folder = tmp_path / "source" / "test" / "A"
+    folder.mkdir(parents=True)
+    image.resize((400, 400)).save(folder / "another.jpg", quality=70)
+    with pytest.raises(PathUpError, match=r"'known' \(split 'train'\) and region 'another' \(split 'test'\)"):
+        make_tiles(tmp_path / "source", tmp_path / "out", tiny(split_by="region"))
     assert not (tmp_path / "out").exists()
 
 

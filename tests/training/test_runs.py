@@ -21,6 +21,7 @@ from pathup import PathUpPipeline
 from pathup.errors import PathUpError
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.slides.images import read_image
+from pathup.tiles.provenance import read_sources
 from pathup.training.checkpoints import newest_checkpoint
 from pathup.training.latents import encoder_sha256
 from pathup.training.runs import train_autoencoder, train_diffusion
@@ -245,6 +246,9 @@ def test_a_trained_folder_loads_as_pathup_and_as_stable_diffusion(tmp_path, tiny
         "latents",
         "model",
     } <= written
+    sources = read_sources(folder)
+    assert sources
+    assert sources == read_sources(tiny_tiles / "train")
     memory = load_file(folder / "feature_memory.safetensors")["memory_KD"]
     assert memory.shape == (4, 32)  # 2 classes x 2 levels, by the middle block's width
     lines = [json.loads(line) for line in (tmp_path / "run/losses.jsonl").read_text().splitlines()]

@@ -7,10 +7,11 @@ from typing import Any
 
 from pathup import storage
 from pathup.errors import PathUpError
-from pathup.sampling.outputs import Format, ImageFile
+from pathup.sampling.outputs import Format, ImageFile, write_metadata
 from pathup.sampling.requests import Run
+from pathup.tiles.provenance import read_sources, write_sources
 
-__all__ = ["claim", "indices_of", "name_of", "row_of"]
+__all__ = ["claim", "indices_of", "name_of", "row_of", "write_rows"]
 
 
 def claim(run: Run, *, level: str | None, kind: Format) -> None:
@@ -60,3 +61,11 @@ def row_of(run: Run, target: ImageFile, label: str, level: str, index: int) -> d
         "seed": run.request.seed,
         "index": index,
     }
+
+
+def write_rows(run: Run, rows: list[dict[str, Any]]) -> Path:
+    """Write the metadata of a folder that is complete, and the regions that the model was trained on, if it tells."""
+    sources = read_sources(run.request.model)
+    if sources is not None:
+        write_sources(run.request.out, sources)
+    return write_metadata(run.request.out, rows)

@@ -17,7 +17,7 @@ from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import load_pipeline
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.estimate import Estimate, estimate_plan
-from pathup.sampling.image_folder import claim, indices_of, name_of, row_of
+from pathup.sampling.image_folder import claim, indices_of, name_of, row_of, write_rows
 from pathup.sampling.large import identity_of, is_finished, make_large
 from pathup.sampling.layouts import LayoutUnit, read_layout
 from pathup.sampling.outputs import (
@@ -29,7 +29,6 @@ from pathup.sampling.outputs import (
     is_complete,
     parse_size,
     remove_output,
-    write_metadata,
 )
 from pathup.sampling.overview import check_reference_level, sampling_levels
 from pathup.sampling.processes import launched_processes
@@ -221,4 +220,4 @@ def _make_folder(run: Run, kind: Format, report: GenerateReport, progress: Progr
         if progress is not None:
             progress("images", done + 1, len(wanted))
     if run.processes.is_main:
-        report.files.append(write_metadata(run.request.out, rows))
+        report.files.append(write_rows(run, rows))

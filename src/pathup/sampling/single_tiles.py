@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pathup.sampling.image_folder import claim, indices_of, name_of, row_of
-from pathup.sampling.outputs import ImageFile, as_band, is_complete, write_image, write_metadata
+from pathup.sampling.image_folder import claim, indices_of, name_of, row_of, write_rows
+from pathup.sampling.outputs import ImageFile, as_band, is_complete, write_image
 from pathup.sampling.requests import GenerateReport, Run
 from pathup.sampling.tracking import Progress, all_timesteps, forwards_of
 
@@ -46,7 +46,7 @@ def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress 
     run.processes.wait()
     report.seconds["tiles"] = time.perf_counter() - started
     if run.processes.is_main:
-        report.files.append(write_metadata(run.request.out, rows))
+        report.files.append(write_rows(run, rows))
 
 
 def _draw_tiles(run: Run, label: str, level: str, batch: range, report: GenerateReport) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Two passes. The first looks through every region and writes nothing but its notes, so bad input is found before a
 tile exists and a class's allowance is drawn from all of its tiles. The second writes the tiles. The
-``metadata.jsonl`` of the splits come last, and ``summary.json`` last of all.
+``sources.jsonl`` and ``metadata.jsonl`` of the splits come last, and ``summary.json`` last of all.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathup.recipes import Recipe, TilesRecipe, recipe_text, save_recipe
 from pathup.slides.images import image_size
 from pathup.slides.reader import SLIDE_SUFFIXES
 from pathup.tiles.cutting import Field, Scan, cut_region, scan_region, signature
+from pathup.tiles.provenance import SourceRegion, check_apart, write_sources
 from pathup.tiles.regions import SPLITS, Region
 from pathup.tiles.sources import Source, find_source
 from pathup.tiles.splits import Area, check_tissue, split_regions
@@ -33,8 +34,8 @@ METADATA_FILE = "metadata.jsonl"
 SUMMARY_FILE = "summary.json"
 RECIPE_FILE = "recipe.yaml"
 _NOTES = ".work"
-_FORMAT = 2
-"""Counts up when the same source and recipe would give other tiles, so that no run is resumed across it."""
+_FORMAT = 3
+"""Counts up when the same source and recipe would give other files, so that no run is resumed across it."""
 
 
 def make_tiles(
@@ -55,7 +56,8 @@ def make_tiles(
     source, annotations, patients, mpp
         As for `sources.find_source`.
     out
-        Folder to make: a folder of PNGs and a ``metadata.jsonl`` for each split, ``recipe.yaml``, ``summary.json``.
+        Folder to make: a folder of PNGs, a ``metadata.jsonl`` and a ``sources.jsonl`` for each split, ``recipe.yaml``,
+        ``summary.json``.
     workers
         Number of processes; the result does not depend on it.
     resume
@@ -86,6 +88,8 @@ def make_tiles(
     try:
         scans = _scan(out / _NOTES, regions, recipe.tiles, workers)
         check_tissue(Area(r.place, str(r.split), str(scans[r.name].sha256), *scans[r.name].area) for r in regions)
+        sources = [(str(r.split), _source(r, scans[r.name])) for r in regions]
+        check_apart(sources)
         chosen, left_out = _choose(regions, scans, recipe.tiles)
         if not any(chosen.values()):
             raise PathUpError(_nothing(source, left_out))
@@ -94,6 +98,10 @@ def make_tiles(
             _forget(out, existed)
         raise
     _cut(out, regions, scans, chosen, recipe.tiles, workers)
+    for split in SPLITS:
+        own = [source for of, source in sources if of == split and chosen[source.region]]
+        if own:
+            write_sources(out / split, own)
     return _finish(out, found, regions, scans, chosen, left_out, warnings, recipe)
 
 
@@ -193,6 +201,14 @@ def _choose(
         for _, name, field in pool:
             chosen[name].append(field)
     return {name: sorted(fields, key=lambda f: (f.level, f.y, f.x)) for name, fields in chosen.items()}, left_out
+
+
+def _source(region: Region, scan: Scan) -> SourceRegion:
+    left, top, right, bottom = scan.area
+    return SourceRegion(
+        region.name, region.label, region.slide, region.patient, str(scan.sha256), (left, top, right, bottom),
+        scan.perceptual_hash,
+    )  # fmt: skip
 
 
 def _nothing(source: Path, left_out: dict[str, Counter[str]]) -> str:
