@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "generate": "Synthesise large tissue images, or single tiles, from a trained model.",
     "evaluate": "Measure synthetic tiles and images beside real ones.",
     "baseline": "Train and draw from the systems that PathUp is compared with.",
+    "classify": "Train and evaluate lesion classifiers, with and without synthetic tissue.",
     "experiment": "Train, draw and measure what the paper's tables compare.",
     "export": "Copy a trained model to pass on, in half the size if wanted.",
 }

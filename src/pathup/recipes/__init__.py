@@ -23,6 +23,7 @@ from pathup.recipes.baselines import (
     VQGANRecipe,
 )
 from pathup.recipes.diffusion import DiffusionRecipe, FeatureEntropyRecipe
+from pathup.recipes.downstream import ABMILRecipe, ClassifierTraining, DownstreamRecipe, ViTRecipe
 from pathup.recipes.sampling import SamplingRecipe
 from pathup.recipes.schema import (
     AutoencoderRecipe,
@@ -35,14 +36,17 @@ from pathup.recipes.schema import (
 )
 
 __all__ = [
+    "ABMILRecipe",
     "AdversarialTraining",
     "AutoencoderRecipe",
     "BSRGANRecipe",
     "BaselineTraining",
     "BaselinesRecipe",
     "ClassSpec",
+    "ClassifierTraining",
     "CodesRecipe",
     "DiffusionRecipe",
+    "DownstreamRecipe",
     "EncoderRecipe",
     "FeatureEntropyRecipe",
     "LDMSRRecipe",
@@ -53,6 +57,7 @@ __all__ = [
     "StyleGAN2Recipe",
     "TilesRecipe",
     "VQGANRecipe",
+    "ViTRecipe",
     "load_recipe",
     "recipe_from_dict",
     "recipe_text",

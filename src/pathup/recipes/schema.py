@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pathup.recipes.baselines import BaselinesRecipe
 from pathup.recipes.diffusion import DiffusionRecipe
+from pathup.recipes.downstream import DownstreamRecipe
 from pathup.recipes.sampling import SamplingRecipe
 from pathup.recipes.section import Fraction, Positive, Precision, Section
 
@@ -304,6 +305,7 @@ class Recipe(Section):
     encoder: EncoderRecipe = Field(EncoderRecipe(), description="the network that tiles are compared by")
     sampling: SamplingRecipe = Field(description="how images are drawn")
     baselines: BaselinesRecipe = Field(BaselinesRecipe(), description="the systems that PathUp is compared with")
+    downstream: DownstreamRecipe = Field(DownstreamRecipe(), description="lesion classifiers")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -148,8 +148,8 @@ def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True) -> 
         or the region lies outside it.
     """
     with open_slide(region.file, region.assume_mpp) as reader:
-        mpp = _mpp(region, reader)
-        area = _box(region, reader)
+        mpp = region_mpp(region, reader)
+        area = region_box(region, reader)
         outline = from_wkb(region.outline) if region.outline is not None else None
         if outline is not None:
             prepare(outline)
@@ -221,7 +221,14 @@ def signature(path: Path) -> list[list[int]]:
     return [[s.st_size, s.st_mtime_ns] for s in (f.stat() for f in slide_files(path))]
 
 
-def _mpp(region: Region, reader: SlideReader) -> tuple[float, float]:
+def region_mpp(region: Region, reader: SlideReader) -> tuple[float, float]:
+    """Micrometres a level-0 pixel in x and y: what the table states, else what the file records.
+
+    Raises
+    ------
+    PathUpError
+        They contradict each other, or neither says.
+    """
     stated, recorded = region.stated_mpp, reader.recorded_mpp
     if stated is None:
         return reader.mpp
@@ -233,7 +240,7 @@ def _mpp(region: Region, reader: SlideReader) -> tuple[float, float]:
     return (stated, stated)
 
 
-def _box(region: Region, reader: SlideReader) -> tuple[int, int, int, int]:
+def region_box(region: Region, reader: SlideReader) -> tuple[int, int, int, int]:
     """The part of the file that is cut: the whole, an annotation's box, or a table's rectangle of a slide."""
     width, height = reader.size
     if region.box is None:

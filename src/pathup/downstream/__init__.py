@@ -1,0 +1,1 @@
+"""Lesion classifiers: what synthetic tissue is worth to them."""

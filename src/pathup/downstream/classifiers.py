@@ -1,0 +1,299 @@
+"""The two classifiers of table 6: what each is shown of a field, and the network that names the class.
+
+A kind has ``prepared(fields)``, which reads what it needs of fields and keeps it in files by the fields' content;
+``sample(field, draw)``, what is shown of one; ``batch(samples)``; and ``network()``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from pathup import draws, storage
+from pathup.downstream.abmil import ABMIL, padded
+from pathup.downstream.augmentation import augmented
+from pathup.downstream.fields import Field, read_field, read_patches
+from pathup.errors import PathUpError, unknown
+from pathup.evaluation.encoders import Encoder, load_features
+from pathup.recipes import ABMILRecipe, ClassifierTraining, Recipe, ViTRecipe
+
+__all__ = ["CLASSIFIERS", "ABMILClassifier", "Classifier", "ViTClassifier", "classifier"]
+
+Progress = Callable[[int, int], None]
+Batch = tuple[torch.Tensor, ...]
+
+ENCODED_AT_ONCE = 64
+"""Patches."""
+
+
+class Classifier(ABC):
+    """One kind of classifier.
+
+    Parameters
+    ----------
+    recipe
+        Classes, scale, sizes.
+    cache
+        The folder where what is read of fields is kept.
+    augmentations
+        Parts of random augmentation for training; none: fields are shown as they are.
+    """
+
+    name: str
+    title: str
+
+    def __init__(self, recipe: Recipe, cache: Path, augmentations: Sequence[str] = ()) -> None:
+        self.recipe, self.cache, self.augmentations = recipe, cache, tuple(augmentations)
+
+    @property
+    @abstractmethod
+    def spec(self) -> ClassifierTraining:
+        """Its section of the recipe."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A new network that gives logits (B, classes) for a batch, with weights by torch's current seed."""
+
+    @abstractmethod
+    def prepare(self, fields: Sequence[Field], *, training: bool, progress: Progress | None = None) -> None:
+        """Read fields that are not yet kept; for training with what augmentation needs."""
+
+    @abstractmethod
+    def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
+        """What is shown of a field: augmented by the position in training, or, without one, as it is."""
+
+    @abstractmethod
+    def batch(self, samples: list[torch.Tensor]) -> Batch:
+        """Samples as the network takes them."""
+
+    def described(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {"classifier": self.name}
+
+
+class ViTClassifier(Classifier):
+    """A vision transformer of timm's on fields resized to its input.
+
+    Parameters
+    ----------
+    pretrained
+        Local weights (safetensors) to start from, of the same model; the last layer may be of other classes.
+    """
+
+    name, title = "vit", "ViT"
+
+    def __init__(
+        self, recipe: Recipe, cache: Path, augmentations: Sequence[str] = (), *, pretrained: Path | None = None
+    ) -> None:
+        super().__init__(recipe, cache, augmentations)
+        self._pretrained = pretrained
+
+    @property
+    def spec(self) -> ViTRecipe:
+        """See `Classifier`."""
+        return self.recipe.downstream.vit
+
+    def network(self) -> nn.Module:
+        """See `Classifier`.
+
+        Raises
+        ------
+        PathUpError
+            timm has no such model, its input does not fit, or the pretrained weights are of another.
+        """
+        spec = self.spec
+        sizes = {"depth": spec.depth, "embed_dim": spec.width, "num_heads": spec.heads}
+        try:
+            network = timm.create_model(
+                spec.model, img_size=spec.input_px, num_classes=len(self.recipe.labels), drop_path_rate=spec.drop_path,
+                **{name: value for name, value in sizes.items() if value is not None},
+            )  # fmt: skip
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise _no_vit(" ".join(str(error).split()) or type(error).__name__) from error
+        patch_px = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        if patch_px is None or spec.input_px % patch_px[0]:
+            raise _no_vit("it has no patches" if patch_px is None else f"its patches are of {patch_px[0]} px")
+        if self._pretrained is not None:
+            _start_from(network, self._pretrained)
+        return network
+
+    def prepare(self, fields: Sequence[Field], *, training: bool, progress: Progress | None = None) -> None:
+        """See `Classifier`."""
+        for done, field in enumerate(fields, start=1):
+            if not self._file(field).is_file():
+                _save(self._file(field), read_field(field, self.spec.input_px))
+            if progress is not None:
+                progress(done, len(fields))
+
+    def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
+        """uint8 (3, H, W)."""
+        pixels = _load(self._file(field))
+        if position is not None and self.augmentations:
+            pixels = augmented(pixels, self.augmentations, self.spec.seed, position)
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+    def batch(self, samples: list[torch.Tensor]) -> Batch:
+        """Pixels (B, 3, H, W) in [-1, 1]."""
+        return (torch.stack(samples).float() / 127.5 - 1,)
+
+    def _file(self, field: Field) -> Path:
+        return self.cache / "images" / f"{field.identity()}_{self.spec.input_px}.npy"
+
+
+class ABMILClassifier(Classifier):
+    """Attention-based multiple-instance learning on features of a frozen network.
+
+    Parameters
+    ----------
+    features
+        As of ``pathup evaluate --features``.
+    device
+        Where features are computed.
+    """
+
+    name, title = "abmil", "attention MIL"
+
+    def __init__(
+        self, recipe: Recipe, cache: Path, augmentations: Sequence[str] = (), *, features: str = "atlas",
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        super().__init__(recipe, cache, augmentations)
+        self._encoder: Encoder = load_features(features, device)
+        self._features = features
+        self._channels: int | None = None
+        told = json.dumps([self._encoder.described(), self.spec.patch_px, recipe.tiles.mpp], sort_keys=True)
+        self._key = hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    @property
+    def spec(self) -> ABMILRecipe:
+        """See `Classifier`."""
+        return self.recipe.downstream.abmil
+
+    def network(self) -> nn.Module:
+        """See `Classifier`."""
+        return ABMIL(self._width(), len(self.recipe.labels), self.spec)
+
+    def prepare(self, fields: Sequence[Field], *, training: bool, progress: Progress | None = None) -> None:
+        """See `Classifier`.
+
+        Raises
+        ------
+        PathUpError
+            A field is smaller than a patch, or holds no tissue.
+        """
+        for done, field in enumerate(fields, start=1):
+            for variant in self._variants() if training else [None]:
+                if not self._file(field, variant).is_file():
+                    self._encode(field, variant)
+            if progress is not None:
+                progress(done, len(fields))
+
+    def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
+        """Features (N, D)."""
+        variants = self._variants() if position is not None else [None]
+        chosen = variants[draws.seed_of(self.spec.seed, "variant", position or 0) % len(variants)]
+        return torch.from_numpy(_load(self._file(field, chosen)).copy())
+
+    def batch(self, samples: list[torch.Tensor]) -> Batch:
+        """Bags (B, N, D) and their mask (B, N)."""
+        return padded(samples)
+
+    def places(self, field: Field) -> list[tuple[int, int, int, int]]:
+        """Where a field's patches are, in the order of its features: x, y, width, height in level-0 pixels."""
+        return read_patches(field, self.spec.patch_px, self.recipe.tiles.mpp, self.recipe.downstream.min_tissue)[1]
+
+    def described(self) -> dict[str, Any]:
+        """See `Classifier`."""
+        return {**super().described(), "features": {"option": self._features, **self._encoder.described()}}
+
+    def _variants(self) -> list[int | None]:
+        return list(range(self.spec.variants)) if self.augmentations else [None]
+
+    def _encode(self, field: Field, variant: int | None) -> None:
+        recipe = self.recipe
+        patches, _ = read_patches(field, self.spec.patch_px, recipe.tiles.mpp, recipe.downstream.min_tissue)
+        if variant is not None:
+            seed, name = self.spec.seed, field.identity()
+            patches = np.stack([
+                augmented(patch, self.augmentations, seed, name, variant, number)
+                for number, patch in enumerate(patches)
+            ])  # fmt: skip
+        prepared = [self._encoder.prepared(patch) for patch in patches]
+        found = [
+            self._encoder.features(torch.stack(prepared[first : first + ENCODED_AT_ONCE]))
+            for first in range(0, len(prepared), ENCODED_AT_ONCE)
+        ]
+        _save(self._file(field, variant), np.concatenate(found))
+
+    def _file(self, field: Field, variant: int | None) -> Path:
+        how = "plain" if variant is None else f"{'-'.join(self.augmentations)}_{self.spec.seed}_{variant}"
+        return self.cache / "bags" / f"{field.identity()}_{self._key}_{how}.npy"
+
+    def _width(self) -> int:
+        if self._channels is None:
+            blank = np.full((self.spec.patch_px, self.spec.patch_px, 3), 255, np.uint8)
+            self._channels = self._encoder.features(self._encoder.prepared(blank)[None]).shape[1]
+        return self._channels
+
+
+CLASSIFIERS: dict[str, type[Classifier]] = {kind.name: kind for kind in (ViTClassifier, ABMILClassifier)}
+
+
+def classifier(name: str) -> type[Classifier]:
+    """The kind of that name.
+
+    Raises
+    ------
+    PathUpError
+        There is none; the nearest is named.
+    """
+    if name not in CLASSIFIERS:
+        raise unknown("classifier", name, CLASSIFIERS)
+    return CLASSIFIERS[name]
+
+
+def _no_vit(reason: str) -> PathUpError:
+    return PathUpError(
+        f"downstream.vit cannot be built ({reason}); a vision transformer of timm, and an input_px that its patches "
+        "divide, were needed"
+    )
+
+
+def _start_from(network: nn.Module, path: Path) -> None:
+    """Load weights of the same model; those of the last layer stay as they are where classes differ."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise PathUpError(f"{path} cannot be read as safetensors ({error}); timm's weights were needed") from error
+    own = network.state_dict()
+    fitting = {name: value for name, value in tensors.items() if name in own and value.shape == own[name].shape}
+    lacking = [name for name in own if name not in fitting and not name.startswith("head")]
+    if lacking:
+        raise PathUpError(
+            f"{path} holds no fitting weights for '{lacking[0]}' (and {len(lacking) - 1} more); weights of the model "
+            "and input_px of downstream.vit were needed"
+        )
+    network.load_state_dict({**own, **fitting})
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with storage.atomic_path(path) as temporary:
+        np.save(temporary, values)
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise PathUpError(f"{path} cannot be read ({error}); remove it, and it is made anew") from error

@@ -1,0 +1,241 @@
+"""``pathup classify train`` and ``evaluate``: from regions and synthetic images to a model, and to its F-scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pathup import __version__, draws, storage
+from pathup.downstream.attention_maps import attention_map
+from pathup.downstream.classifiers import ABMILClassifier, Classifier, ViTClassifier, classifier
+from pathup.downstream.fields import Field, LabelledRegion, labelled_regions, region_fields
+from pathup.downstream.scores import Predictions, f_scores, mean_f_interval, write_predictions
+from pathup.downstream.synthetic import check_unseen, mixed, synthetic_fields
+from pathup.downstream.training import NOTE, WEIGHTS, mean_probabilities, probabilities, train_classifier
+from pathup.errors import PathUpError
+from pathup.recipes import Recipe, load_recipe, recipe_with
+from pathup.sampling.device import choose_device
+from pathup.tiles.regions import SPLITS
+
+__all__ = ["EvaluateRequest", "TrainRequest", "evaluate_classifier", "train"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """``pathup classify train``: the fields are its arguments and options (docs/commands.md)."""
+
+    name: str
+    regions: Path
+    output: Path
+    recipe: Recipe
+    synthetic: tuple[Path, ...] = ()
+    per_class: int | None = None
+    real_per_class: int | None = None
+    augment: bool = False
+    features: str = "atlas"
+    pretrained: Path | None = None
+    changes: dict[str, Any]
+    cache: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        classifier(self.name)
+        for name in ("per_class", "real_per_class", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PathUpError(f"{name} is {value}, but at least 1 was needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """``pathup classify evaluate``: the fields are its arguments and options (docs/commands.md)."""
+
+    model: Path
+    regions: Path
+    output: Path
+    split: str = "test"
+    attention: bool = False
+    cache: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+
+def train(request: TrainRequest) -> Path:
+    """Train a classifier from where its run stands; returns the model's folder.
+
+    Raises
+    ------
+    PathUpError
+        The regions, the synthetic images or the recipe do not fit, tissue that is held back would leak into training,
+        the folder holds another run, or training fails.
+    """
+    recipe = recipe_with(request.recipe, request.changes, source="classify train")
+    _set_threads(request.threads)
+    device = choose_device(request.device)
+    cache = request.cache or request.output / "cache"
+    kind = _kind(
+        request.name, recipe, cache, recipe.downstream.augmentations if request.augment else (),
+        features=request.features, pretrained=request.pretrained, device=device,
+    )  # fmt: skip
+    regions = labelled_regions(request.regions, recipe, cache / "regions.json")
+    chosen = few(regions, request.real_per_class, kind.spec.seed)
+    fields = {split: region_fields([r for r in chosen if r.split == split], recipe) for split in SPLITS}
+    training = with_synthetic(fields["train"], regions, request.synthetic, request.per_class, recipe)
+    identity = {
+        "classifier": kind.described(), "recipe": recipe.model_dump(mode="json", include={"downstream", "classes"}),
+        "scale": recipe.tiles.mpp, "augmentations": list(kind.augmentations),
+        "train": [field.identity() for field in training], "val": [field.identity() for field in fields["val"]],
+        "pretrained": None if request.pretrained is None else storage.sha256_file(request.pretrained),
+    }  # fmt: skip
+    storage.claim_folder(request.output, "classify train", identity, resume=request.resume)
+    counts = Counter((field.label, field.synthetic) for field in training)
+    notes = {
+        "real_fields": {label: counts[label, False] for label in recipe.labels},
+        "synthetic_fields": {label: counts[label, True] for label in recipe.labels},
+        "seed": kind.spec.seed,
+        "pretrained": None if request.pretrained is None else request.pretrained.name,
+    }
+    return train_classifier(kind, training, fields["val"], request.output, device, notes)
+
+
+def with_synthetic(
+    real: Sequence[Field], regions: Sequence[LabelledRegion], folders: Sequence[Path], per_class: int | None,
+    recipe: Recipe,
+) -> list[Field]:  # fmt: skip
+    """Training fields with synthetic images among them, after each folder was checked against what is held back.
+
+    Parameters
+    ----------
+    real
+        Training fields.
+    regions
+        Of all splits.
+    folders
+        Of synthetic images.
+    per_class
+        How many images a class, on the average; None: all.
+    """
+    labels, found = recipe.labels, []
+    held = [region for region in regions if region.split != "train"]
+    for folder in folders:
+        own = synthetic_fields(folder, labels)
+        check_unseen(held, folder, own)
+        found += own
+    if not folders:
+        return list(real)
+    if per_class is None:
+        return [*real, *found]
+    return mixed(real, found, per_class * len(labels), recipe.downstream.mixing, labels)
+
+
+def few(regions: Sequence[LabelledRegion], per_class: int | None, seed: int) -> list[LabelledRegion]:
+    """The regions with at most so many of each class in 'train', drawn by the seed; more hold those of fewer."""
+    if per_class is None:
+        return list(regions)
+    kept = set()
+    for label in dict.fromkeys(region.region.label for region in regions):
+        own = [r.region.name for r in regions if r.split == "train" and r.region.label == label]
+        order = draws.numpy_generator(seed, "few regions", label).permutation(len(own))
+        kept |= {own[place] for place in order[:per_class]}
+    return [region for region in regions if region.split != "train" or region.region.name in kept]
+
+
+def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Name the classes of a split's regions; returns what ``scores.json`` holds.
+
+    ``OUT/predictions.csv`` has a row a region; ``OUT/attention/REGION.png`` shows where attention MIL looked, where
+    that is asked for.
+
+    Raises
+    ------
+    PathUpError
+        The model or the regions cannot be read, or attention is asked of a classifier that has none.
+    """
+    _set_threads(request.threads)
+    device, tell = choose_device(request.device), progress or (lambda stage, done, total: None)
+    kind, network, notes = load_classifier(request.model, request.cache or request.output / "cache", device)
+    if request.attention and not isinstance(kind, ABMILClassifier):
+        raise PathUpError(f"{kind.title} has no attention over patches; leave --attention out, or evaluate abmil")
+    if request.split not in SPLITS:
+        raise PathUpError(f"split '{request.split}' is none of {', '.join(SPLITS)}")
+    regions = labelled_regions(request.regions, kind.recipe, kind.cache / "regions.json")
+    fields = region_fields([region for region in regions if region.split == request.split], kind.recipe)
+    kind.prepare(fields, training=False, progress=lambda done, total: tell("fields", done, total))
+    predictions = predicted(kind, network, fields, device)
+    write_predictions(request.output / "predictions.csv", predictions)
+    if isinstance(kind, ABMILClassifier) and request.attention:
+        for done, field in enumerate(fields, start=1):
+            attention_map(kind, network, field, request.output / "attention" / f"{field.name}.png")
+            tell("attention", done, len(fields))
+    low, high = mean_f_interval(predictions)
+    scores = {
+        "pathup": __version__, "model": notes, "split": request.split, "regions": len(predictions.regions),
+        "f_scores": f_scores(predictions.truth, predictions.named, predictions.labels),
+        "mean_interval": [low, high], "confusion": predictions.confusion().tolist(), "labels": predictions.labels,
+    }  # fmt: skip
+    storage.write_json(request.output / "scores.json", scores)
+    return scores
+
+
+def predicted(
+    kind: Classifier, network: torch.nn.Module, fields: Sequence[Field], device: torch.device
+) -> Predictions:
+    """What a classifier says of the regions of fields."""
+    first, found = mean_probabilities(fields, probabilities(kind, network, fields, device))
+    return Predictions(kind.recipe.labels, [f.region for f in first], [f.label for f in first], np.asarray(found))
+
+
+def load_classifier(
+    folder: Path, cache: Path, device: torch.device
+) -> tuple[Classifier, torch.nn.Module, dict[str, Any]]:
+    """A trained classifier: its kind, its network, and what ``classifier.json`` says.
+
+    Raises
+    ------
+    PathUpError
+        There is none, or its files are damaged.
+    """
+    found = next((place for place in (folder, folder / "model") if (place / NOTE).is_file()), None)
+    if found is None:
+        raise PathUpError(
+            f"{folder} holds no trained classifier: {NOTE} was needed, as 'pathup classify train' writes at the end"
+        )
+    notes = dict(storage.read_json(found / NOTE))
+    recipe = load_recipe(found / "recipe.yaml")
+    features = str(notes.get("features", {}).get("option", "atlas"))
+    kind = _kind(str(notes["classifier"]), recipe, cache, (), features=features, pretrained=None, device=device)
+    network = kind.network().to(device)
+    try:
+        network.load_state_dict(load_file(found / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise PathUpError(f"{found / WEIGHTS} cannot be read ({str(error).splitlines()[0]}); train it again") from error
+    return kind, network, notes
+
+
+def _kind(
+    name: str, recipe: Recipe, cache: Path, augmentations: Sequence[str], *, features: str, pretrained: Path | None,
+    device: torch.device,
+) -> Classifier:  # fmt: skip
+    kind = classifier(name)
+    if kind is ABMILClassifier:
+        if pretrained is not None:
+            raise PathUpError("attention MIL starts from features, not from weights; name them with --features")
+        return ABMILClassifier(recipe, cache, augmentations, features=features, device=device)
+    return ViTClassifier(recipe, cache, augmentations, pretrained=pretrained)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,77 @@
+"""How lesion classifiers are built and trained: what synthetic tissue is measured by (table 6)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pathup.recipes.section import Fraction, Positive, Section
+
+__all__ = ["ABMILRecipe", "ClassifierTraining", "DownstreamRecipe", "ViTRecipe"]
+
+
+class ClassifierTraining(Section):
+    """What the training of both classifiers has."""
+
+    steps: Positive = Field(1500, description="optimiser steps at most")
+    batch_size: Positive = Field(16, description="images, or bags, a step; every class comes equally often")
+    learning_rates: list[float] = Field(
+        [1e-4, 3e-4, 1e-3], min_length=1, description="AdamW's; the one with the lowest loss on 'val' is kept"
+    )
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's")
+    warmup_steps: int = Field(50, ge=0, description="the first steps, over which the learning rate rises linearly")
+    evaluate_every: Positive = Field(25, description="steps between looks at 'val', and between checkpoints")
+    patience: Positive = Field(12, description="looks at 'val' without a lower loss after which training stops")
+    label_smoothing: Fraction = Field(0.0, description="probability that the true class gives to the others")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward and backward passes")
+    seed: int = Field(0, description="of weights, order and augmentation")
+
+
+class ViTRecipe(ClassifierTraining):
+    """A vision transformer (Dosovitskiy et al. 2020) on whole fields, resized to its input."""
+
+    model: str = Field("vit_large_patch16_224", description="timm's name of it")
+    input_px: Positive = Field(512, description="side of what it sees; a multiple of its patches")
+    depth: Positive | None = Field(None, description="transformer blocks; unset: as timm's model has")
+    width: Positive | None = Field(None, description="channels; unset: as timm's model has")
+    heads: Positive | None = Field(None, description="attention heads; unset: as timm's model has")
+    drop_path: Fraction = Field(0.1, description="stochastic depth")
+
+    @model_validator(mode="after")
+    def _check(self) -> ViTRecipe:
+        if self.width and self.heads and self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        return self
+
+
+class ABMILRecipe(ClassifierTraining):
+    """Attention-based multiple-instance learning (Ilse et al. 2018) over features of a field's patches."""
+
+    patch_px: Positive = Field(128, description="side of a patch, in pixels at `tiles.mpp`")
+    embedding: Positive = Field(128, description="channels that features are brought to first")
+    attention: Positive = Field(64, description="hidden channels of the attention")
+    dropout: Fraction = Field(0.25, description="of embedded patches")
+    variants: Positive = Field(4, description="augmented copies of a training field that features are kept of")
+
+
+class DownstreamRecipe(Section):
+    """Lesion classifiers."""
+
+    field_px: int = Field(
+        0,
+        ge=0,
+        description="side of the fields that regions are cut into, in pixels at `tiles.mpp`, side by side; 0: regions "
+        "as they are; a region's class is that of the mean probability of its fields",
+    )
+    min_tissue: Fraction = Field(0.1, description="least stained fraction of a field that a region is cut into")
+    augmentations: list[Literal["geometry", "colour", "stain", "randaugment"]] = Field(
+        ["geometry", "colour", "stain", "randaugment"], description="what random augmentation consists of"
+    )
+    mixing: Literal["equal", "rare_first"] = Field(
+        "equal",
+        description="how many synthetic images each class gets of their number in all: as many, or first those classes "
+        "that have the fewest real ones",
+    )
+    vit: ViTRecipe = Field(ViTRecipe(), description="a vision transformer")
+    abmil: ABMILRecipe = Field(ABMILRecipe(), description="attention-based multiple-instance learning")
