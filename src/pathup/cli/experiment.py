@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="table1, table2, table3, pairs, table4, figure5 or denoiser.")],
-    data: Annotated[Path, typer.Option(help="What 'pathup tiles' wrote, or what it is to cut (BRACS as downloaded).")],
+    name: Annotated[str, typer.Argument(help="table1, table2, table3, pairs, table4, figure5, table6 or denoiser.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="What 'pathup tiles' wrote, or what it is to cut (BRACS as downloaded); of table6 the latter."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder to be made; experiments may share one (--resume).")],
     recipe: Annotated[str, typer.Option(help="A recipe's name or file.")] = "atlas",
     autoencoder: Annotated[
@@ -35,8 +40,8 @@ def experiment(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A trained PathUp model: a row of its own in table1, table3 and pairs, the one that draws in table4; "
-            "its autoencoder is taken unless another is given."
+            help="A trained PathUp model: a row of its own in table1, table3 and pairs, the one that draws in table4 "
+            "and table6; its autoencoder is taken unless another is given."
         ),
     ] = None,
     baseline: Annotated[
@@ -54,7 +59,12 @@ def experiment(
         list[str] | None, typer.Option(help="As of pathup evaluate; may be given several times. [default: atlas]")
     ] = None,
     generations: Annotated[int, typer.Option(help="From how many seeds table1, 3, 4 and pairs are drawn.")] = 5,
-    images: Annotated[int, typer.Option(help="Large images of each class and generation, of table3, 4 and pairs.")] = 4,
+    images: Annotated[
+        int,
+        typer.Option(
+            help="Large images of each class and generation, of table3, 4 and pairs; of each class, of table6."
+        ),
+    ] = 4,
     seeds: Annotated[int, typer.Option(help="From how many seeds arms of table2, figure5, denoiser are trained.")] = 5,
     steps: Annotated[
         int | None,
@@ -72,19 +82,31 @@ def experiment(
     """Train, draw and measure what one of the paper's tables compares, or one of our own.
 
     table1, table3, table4 and pairs compare PathUp with other systems and with itself; table2, figure5 and denoiser
-    compare ways to train it, each from several seeds. What is done stays: the same command with --resume goes on after
-    a kill.
+    compare ways to train it, each from several seeds; table6 compares classifiers with and without its images. What is
+    done stays: the same command with --resume goes on after a kill.
 
     Examples: pathup experiment table1 --data tiles --output tables --model models/atlas --minutes 60;
     pathup experiment table2 --data tiles --output ablation --autoencoder models/atlas --steps 1500.
     """
-    from pathup.experiments import ablation, tables
+    from pathup.experiments import ablation, table6, tables
     from pathup.experiments.arms import EXPERIMENTS
     from pathup.experiments.comparison import ComparisonRequest
 
-    if name not in tables.TABLES and name not in EXPERIMENTS:
-        raise unknown("experiment", name, [*tables.TABLES, *EXPERIMENTS])
+    if name not in (*tables.TABLES, *EXPERIMENTS, "table6"):
+        raise unknown("experiment", name, [*tables.TABLES, *EXPERIMENTS, "table6"])
     chosen = tuple(features or ("atlas",))
+    if name == "table6":
+        classified = table6.Table6Request(
+            data=data, output=output, model=model, recipe=recipe, features=chosen[0], images=images, seeds=seeds,
+            share=share, device=device, threads=threads, resume=resume,
+        )  # fmt: skip
+        if dry_run:
+            typer.echo(told(table6.plan(classified)))
+            return
+        with Bars() as bars:
+            done = table6.table6(classified, bars)
+        _say(done, output, name)
+        return
     if name in tables.TABLES:
         asked = ComparisonRequest(
             name=name, data=data, output=output, recipe=recipe, autoencoder=autoencoder, pretrained=pretrained,
@@ -107,6 +129,11 @@ def experiment(
         return
     with Bars() as bars:
         found = ablation.ablation(request, progress=bars)
+    _say(found, output, name)
+
+
+def _say(found: dict[str, Any], output: Path, name: str) -> None:
+    """What became of an experiment whose jobs may be shared."""
     if "waiting" in found:
         names = ", ".join(found["waiting"])
         typer.echo(f"this share is done; {len(found['waiting'])} jobs of others are missing: {names}")

@@ -189,9 +189,7 @@ def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = No
     return scores
 
 
-def predicted(
-    kind: Classifier, network: torch.nn.Module, fields: Sequence[Field], device: torch.device
-) -> Predictions:
+def predicted(kind: Classifier, network: torch.nn.Module, fields: Sequence[Field], device: torch.device) -> Predictions:
     """What a classifier says of the regions of fields."""
     first, found = mean_probabilities(fields, probabilities(kind, network, fields, device))
     return Predictions(kind.recipe.labels, [f.region for f in first], [f.label for f in first], np.asarray(found))

@@ -27,7 +27,7 @@ from pathup.evaluation.encoders import load_features
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.arms import ARMS, Arm, Experiment, experiment
 from pathup.experiments.pages import write_pages
-from pathup.experiments.preparation import Ground, Step
+from pathup.experiments.preparation import Ground, Step, share_of
 from pathup.experiments.yardstick import Yardstick
 from pathup.recipes import Recipe, load_recipe, save_recipe
 from pathup.sampling.device import choose_device
@@ -66,17 +66,8 @@ class AblationRequest:
 
     @property
     def shared(self) -> tuple[int, int]:
-        """Which part of the jobs this process does, and of how many parts.
-
-        Raises
-        ------
-        PathUpError
-            It is not ``I/N`` with I from 0 to N - 1.
-        """
-        own, _, parts = self.share.partition("/")
-        if not (own.isdecimal() and parts.isdecimal() and int(own) < int(parts)):
-            raise PathUpError(f"--share is '{self.share}', but I/N with I from 0 to N - 1 was needed (0/2 and 1/2)")
-        return int(own), int(parts)
+        """Which part of the jobs this process does, and of how many parts."""
+        return share_of(self.share)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pathup import storage
+from pathup.errors import PathUpError
 from pathup.evaluation.tile_sets import is_tiles_folder
 from pathup.recipes import Recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.making import make_tiles
 from pathup.training.runs import train_autoencoder
 
-__all__ = ["Ground", "Step"]
+__all__ = ["Ground", "Step", "share_of"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,17 @@ class Ground:
             self.tiles, self._run, str(self.output / "recipe.yaml"), pretrained=None, resume=True, changes={},
             cpu=self.cpu, workers=0, wandb_project=None,
         )  # fmt: skip
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """Which part of the jobs a process does, and of how many parts, of ``I/N``.
+
+    Raises
+    ------
+    PathUpError
+        I is not from 0 to N - 1.
+    """
+    own, _, parts = text.partition("/")
+    if not (own.isdecimal() and parts.isdecimal() and int(own) < int(parts)):
+        raise PathUpError(f"--share is '{text}', but I/N with I from 0 to N - 1 was needed (0/2 and 1/2)")
+    return int(own), int(parts)

@@ -1,0 +1,157 @@
+"""Table 6: lesion classifiers trained on real tissue alone, with random augmentation, with PathUp's images, with both.
+
+The data flow: PathUp's model draws images of every class; each arm of each classifier is trained from each seed with
+the same tuning and judged by regions of 'test'; predictions are kept as CSV, and all figures come from them. What is
+there is not done again, and several processes can share the jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pathup import storage
+from pathup.downstream import runs
+from pathup.downstream.scores import Predictions, read_predictions
+from pathup.errors import PathUpError
+from pathup.experiments.classifier_arms import Job, jobs_of
+from pathup.experiments.contenders import precision_of
+from pathup.experiments.preparation import Step, share_of
+from pathup.experiments.table6_pages import write_table6
+from pathup.recipes import load_recipe
+from pathup.sampling.runs import GenerateRequest, generate, model_sha256
+from pathup.tiles.making import METADATA_FILE
+
+__all__ = ["CLASSIFIERS", "Table6Request", "plan", "table6"]
+
+Progress = Callable[[str, int, int], None]
+
+CLASSIFIERS = ("vit", "abmil")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table6Request:
+    """``pathup experiment table6``: the fields are its options (docs/commands.md)."""
+
+    data: Path
+    output: Path
+    model: Path | None
+    recipe: str = "atlas"
+    features: str = "atlas"
+    images: int = 8
+    seeds: int = 5
+    share: str = "0/1"
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise PathUpError("table6 needs --model, a PathUp model that was trained on tiles of split 'train'")
+        for name, least in (("seeds", 2), ("images", 1)):
+            if getattr(self, name) < least:
+                raise PathUpError(f"{name} is {getattr(self, name)}, but at least {least} were needed")
+        share_of(self.share)
+
+    @property
+    def generator(self) -> Path:
+        """The model that draws."""
+        if self.model is None:
+            raise PathUpError("table6 needs --model")
+        return self.model
+
+    @property
+    def synthetic(self) -> Path:
+        """Where synthetic images are."""
+        return self.output / "synthetic"
+
+    def scores_of(self, job: Job) -> Path:
+        """Where a job's predictions and scores are."""
+        return self.output / "scores" / job.name
+
+
+def table6(request: Table6Request, progress: Progress | None = None) -> dict[str, Any]:
+    """Carry out the experiment, from where it stands.
+
+    Returns
+    -------
+    dict
+        What ``table6.json`` holds; or ``{"waiting": [names]}`` while jobs of other processes are missing.
+
+    Raises
+    ------
+    PathUpError
+        The recipe, the regions or the model do not fit, the generator has seen tissue that is held back, the folder
+        holds another experiment, or drawing or training fails.
+    """
+    recipe, tell = load_recipe(request.recipe), progress or (lambda stage, done, total: None)
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    identity = {
+        "recipe": recipe.model_dump(mode="json"), "model": model_sha256(request.generator), "images": request.images,
+        "features": request.features,
+    }  # fmt: skip
+    storage.claim_folder(request.output, "experiment table6", identity, resume=request.resume)
+    steps, jobs = plan(request), jobs_of(CLASSIFIERS, request.images, request.seeds)
+    own, parts = share_of(request.share)
+    if not steps[0].done() and own > 0:
+        raise PathUpError(f"the synthetic images in {request.synthetic} are not all there; run share 0/{parts} first")
+    for number, step in enumerate(steps):
+        tell(step.what, number, len(steps))
+        if (number == 0 or (number - 1) % parts == own) and not step.done():
+            step.do()
+    missing = [job.name for job in jobs if not (request.scores_of(job) / "scores.json").is_file()]
+    if missing:
+        return {"waiting": missing}
+    found: dict[Job, Predictions] = {job: read_predictions(request.scores_of(job) / "predictions.csv") for job in jobs}
+    notes = {job: storage.read_json(request.scores_of(job) / "scores.json")["model"] for job in jobs}
+    return write_table6(request.output, request.images, request.seeds, recipe, found, notes)
+
+
+def plan(request: Table6Request) -> list[Step]:
+    """What the experiment consists of, in its order; nothing is done or written."""
+    recipe = load_recipe(request.recipe)
+    count = request.images * len(recipe.labels)
+    draw = Step(
+        "draw synthetic images", (request.synthetic / METADATA_FILE).is_file, partial(_draw, request),
+        f"{count} images, {request.images} a class",
+    )  # fmt: skip
+    jobs = [
+        Step(
+            f"train and evaluate {job.classifier}, {job.arm.title}, seed {job.seed}",
+            (request.scores_of(job) / "scores.json").is_file, partial(_carry_out, request, job),
+        )
+        for job in jobs_of(CLASSIFIERS, request.images, request.seeds)
+    ]  # fmt: skip
+    return [draw, *jobs]
+
+
+def _draw(request: Table6Request) -> None:
+    recipe = load_recipe(request.recipe)
+    side = recipe.downstream.field_px or recipe.sampling.size_px
+    generate(GenerateRequest(
+        model=request.generator, out=request.synthetic, label="all", size=f"{side}x{side}", count=request.images,
+        seed=0, device=request.device, resume=True, precision=precision_of(request.generator),
+    ))  # fmt: skip
+
+
+def _carry_out(request: Table6Request, job: Job) -> None:
+    arm, cache = job.arm, request.output / "cache"
+    changes: dict[str, Any] = {f"downstream.{job.classifier}.seed": job.seed}
+    if arm.mixing is not None:
+        changes["downstream.mixing"] = arm.mixing
+    run = request.output / "runs" / job.name
+    runs.train(runs.TrainRequest(
+        name=job.classifier, regions=request.data, output=run, recipe=load_recipe(request.recipe),
+        synthetic=() if arm.per_class == 0 else (request.synthetic,), per_class=arm.per_class or request.images,
+        real_per_class=arm.real_per_class, augment=arm.augment, features=request.features, changes=changes, cache=cache,
+        device=request.device, resume=True,
+    ))  # fmt: skip
+    runs.evaluate_classifier(runs.EvaluateRequest(
+        model=run, regions=request.data, output=request.scores_of(job), cache=cache, device=request.device,
+    ))  # fmt: skip

@@ -1,0 +1,138 @@
+"""Table 6 on made regions: every arm, seed and curve, shared by processes, from a model that really draws."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pathup.downstream import runs
+from pathup.downstream.scores import f_scores, read_predictions
+from pathup.errors import PathUpError
+from pathup.experiments import classifier_arms
+from pathup.experiments.classifier_arms import CURVE, TABLE6, ClassifierArm, jobs_of, sweep
+from pathup.experiments.table6 import Table6Request, plan, table6
+from pathup.recipes import load_recipe, recipe_with, save_recipe
+from pathup.tiles.making import make_tiles
+from pathup.tiles.provenance import read_sources, write_sources
+from pathup.training.runs import train_diffusion
+from tests.downstream import made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_autoencoder) -> Path:
+    """Regions, a recipe of few steps, and a model trained on the regions' training tiles."""
+    root = tmp_path_factory.mktemp("table6")
+    made.regions(root / "regions")
+    short = {f"downstream.{kind}.{name}": value for kind in ("vit", "abmil")
+             for name, value in (("steps", 2), ("learning_rates", [0.001]))}  # fmt: skip
+    recipe = recipe_with(load_recipe("tiny"), {**short, "sampling.steps": 2}, source="test")
+    save_recipe(recipe, root / "recipe.yaml")
+    make_tiles(root / "regions", root / "tiles", recipe)
+    train_diffusion(
+        root / "tiles", root / "run", str(root / "recipe.yaml"), pretrained=None, autoencoder=str(tiny_autoencoder),
+        level=None, latents=None, resume=False, changes={"steps": 2}, cpu=True, workers=0, wandb_project=None,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short(request):
+    """A curve of one point: the arms differ by their numbers alone."""
+    patch = pytest.MonkeyPatch()
+    short = tuple(arm for arm in CURVE if arm.real_per_class == 1)
+    for module in (classifier_arms, __import__("pathup.experiments.table6_pages", fromlist=["x"])):
+        patch.setattr(module, "CURVE", short)
+        patch.setattr(module, "FEW", (1,), raising=False)
+    request.addfinalizer(patch.undo)
+
+
+def asked(place: Path, output: Path, **values) -> Table6Request:
+    told = {"model": place / "run/model", "recipe": str(place / "recipe.yaml"), "images": 2, "seeds": 2,
+            "device": "cpu", **values}  # fmt: skip
+    return Table6Request(data=place / "regions", output=output, **told)
+
+
+@pytest.fixture(scope="module")
+def done(place, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("done") / "out"
+    first = table6(asked(place, output, share="0/2"))
+    assert len(first["waiting"]) == len(plan(asked(place, output))[1:]) // 2
+    assert "rows" in table6(asked(place, output, share="1/2", resume=True))
+    return output
+
+
+def test_every_arm_and_seed_is_there_and_its_figures_are_those_of_its_predictions(done):
+    content = json.loads((done / "table6.json").read_text())
+    jobs = jobs_of(("vit", "abmil"), 2, 2)
+    assert len(content["rows"]) == len(jobs) == 2 * 2 * (len(TABLE6) + len(sweep(2)) + 2)
+    for row in content["rows"]:
+        name = f"{row['classifier']}_{row['arm']}_{row['seed']}"
+        kept = read_predictions(done / "scores" / name / "predictions.csv")
+        assert row["f_scores"] == pytest.approx(f_scores(kept.truth, kept.named, kept.labels))
+    page = (done / "table6.md").read_text()
+    for kind in ("ViT", "attention MIL"):
+        for arm in TABLE6:
+            assert f"| {kind}, {arm.title} |" in page
+    assert "| attention MIL, synthetic | 75.1 ± 1.2 | 61.4 ± 2.0 |" in page  # the paper's
+    assert (done / "table6.png").stat().st_size > 5_000
+
+
+def test_arms_have_the_images_that_they_say_and_the_same_tuning(done):
+    def notes(name: str) -> dict:
+        return json.loads((done / "runs" / name / "model/classifier.json").read_text())
+
+    assert notes("vit_real_0")["synthetic_fields"] == {"A": 0, "B": 0}
+    assert notes("vit_synthetic_0")["synthetic_fields"] == {"A": 2, "B": 2}
+    assert notes("vit_synthetic_1_0")["synthetic_fields"] == {"A": 1, "B": 1}
+    assert notes("abmil_both_1")["augmentations"] == ["geometry", "colour", "stain", "randaugment"]
+    assert notes("abmil_real_1")["augmentations"] == []
+    assert notes("vit_synthetic_of_1_0")["real_fields"] == {"A": 4, "B": 4}  # one region of four fields
+    tuned = {name: set(notes(f"vit_{name}_0")["learning_rates"]) for name in ("real", "random", "synthetic", "both")}
+    assert set(map(frozenset, tuned.values())) == {frozenset({"0.001"})}
+    assert {row["seed"] for row in json.loads((done / "table6.json").read_text())["rows"]} == {0, 1}
+
+
+def test_what_is_there_is_not_done_again(done, place, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy)
+    before = json.loads((copy / "table6.json").read_text())
+    (copy / "scores/vit_random_1/scores.json").unlink()
+    assert [step.what for step in plan(asked(place, copy)) if not step.done()] == [
+        "train and evaluate vit, + random augmentation, seed 1"
+    ]
+    monkeypatch.setattr(runs, "train_classifier", lambda *a: pytest.fail("nothing is to be trained")
+                        if not (a[3] / "model").is_dir() else a[3] / "model")  # fmt: skip
+    assert json.loads(json.dumps(table6(asked(place, copy, resume=True)))) == before
+    with pytest.raises(PathUpError, match="add --resume"):
+        table6(asked(place, copy))
+
+
+def test_a_generator_that_has_seen_a_test_region_is_refused(place, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(place / "run/model", model)
+    make_tiles(place / "regions", tmp_path / "again", load_recipe(place / "recipe.yaml"))
+    write_sources(model, [*(read_sources(model) or []), *(read_sources(tmp_path / "again/test") or [])[:1]])
+    with pytest.raises(PathUpError, match=r"was trained on region 'test_A_0', .* split 'test'"):
+        table6(asked(place, tmp_path / "out", model=model))
+
+
+def test_a_senseless_request_is_one_sentence(place, tmp_path):
+    for values, said in (({"model": None}, "needs --model"), ({"seeds": 1}, "at least 2"), ({"share": "2/2"}, "I/N")):
+        with pytest.raises(PathUpError, match=said):
+            asked(place, tmp_path / "out", **values)
+    with pytest.raises(PathUpError, match="run share 0/2 first"):
+        table6(asked(place, tmp_path / "out", share="1/2"))
+
+
+def test_a_sweep_is_of_fewer_images_than_the_table_has():
+    for images in (1, 2, 3, 8, 20):
+        numbers = [arm.per_class for arm in sweep(images)]
+        assert all(isinstance(number, int) and 0 < number < images for number in numbers)
+        assert len(set(numbers)) == len(numbers)
+    assert isinstance(sweep(8)[0], ClassifierArm)
+    assert np.array_equal([arm.per_class for arm in sweep(8)], [2, 4])
