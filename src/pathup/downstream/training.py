@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
@@ -184,8 +186,8 @@ def train_classifier(
     target = folder / "model"
     if (target / NOTE).is_file():
         return target
-    kind.prepare(train, training=True)
-    kind.prepare(val, training=False)
+    _prepare(kind, train, "training fields", training=True)
+    _prepare(kind, val, "fields of val", training=False)
     tried: dict[str, dict[str, Any]] = {}
     best: ClassifierRun | None = None
     for rate in kind.spec.learning_rates:
@@ -207,6 +209,12 @@ def train_classifier(
     for rate in kind.spec.learning_rates:
         shutil.rmtree(folder / f"rate_{rate:g}" / "checkpoints", ignore_errors=True)
     return target
+
+
+def _prepare(kind: Classifier, fields: Sequence[Field], title: str, *, training: bool) -> None:
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{kind.title}, {title}", total=len(fields))
+        kind.prepare(fields, training=training, progress=lambda done, total: bar.update(task, completed=done))
 
 
 @torch.no_grad()
