@@ -73,3 +73,12 @@ def test_the_discriminator_learns_what_blur_is_and_its_features_follow():
     blurred = judge(torch.nn.functional.avg_pool2d(real, 3, stride=1, padding=1))[1]
     assert feature_matching_loss(features, features) == 0
     assert feature_matching_loss(features, blurred) > 0.1
+
+
+def test_features_averaged_over_windows_forgive_where_the_grain_lies_and_single_ones_do_not():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(8)
+    real, elsewhere = (judge(noise(seed, 0.5))[1] for seed in (5, 6))
+    windows, single = (feature_matching_loss(real, elsewhere, window) for window in (16, 1))
+    assert windows < single / 2
+    assert feature_matching_loss(real, real, 1) == 0

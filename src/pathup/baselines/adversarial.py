@@ -18,7 +18,7 @@ from pathup.baselines.trainer import BaselineTrainer
 from pathup.recipes import AdversarialTraining
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import Crops
-from pathup.training.discriminator import PatchDiscriminator, discriminator_loss
+from pathup.training.discriminator import TEXTURE_WINDOW, PatchDiscriminator, discriminator_loss
 from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 __all__ = ["TISSUE_BATCH", "AdversarialTrainer"]
@@ -34,6 +34,8 @@ class AdversarialTrainer(BaselineTrainer):
     """
 
     spec: AdversarialTraining
+    perceptual_window_px = TEXTURE_WINDOW
+    """Side of the windows over which features are averaged before they are compared."""
 
     def __init__(
         self, request: TrainRequest, spec: AdversarialTraining, tiles: TileFolder, folder: Path, *, title: str
@@ -82,7 +84,9 @@ class AdversarialTrainer(BaselineTrainer):
         """How far the classifier's features of images are from those of their originals; 0 before it is there."""
         if self.tissue_features is None:
             return fake_BCHW.new_zeros(())
-        values["perceptual"] = perceptual_loss(self.tissue_features, fake_BCHW, real_BCHW)
+        values["perceptual"] = perceptual_loss(
+            self.tissue_features, fake_BCHW, real_BCHW, self.perceptual_window_px
+        )
         return self.spec.perceptual_weight * values["perceptual"]
 
     def adversarial(self, fake_BCHW: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -68,6 +68,7 @@ class BSRGANTrainer(AdversarialTrainer):
     """One run of ``pathup baseline train bsrgan``; the network and a discriminator, which joins later."""
 
     spec: BSRGANRecipe
+    perceptual_window_px = 1  # averaged over windows, features were matched by stripes
 
     def __init__(self, request: TrainRequest, tiles: TileFolder) -> None:
         super().__init__(request, request.recipe.baselines.bsrgan, tiles, request.output, title="BSRGAN")

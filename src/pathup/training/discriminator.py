@@ -61,17 +61,19 @@ def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
-def feature_matching_loss(real: list[torch.Tensor], fake: list[torch.Tensor]) -> torch.Tensor:
+def feature_matching_loss(
+    real: list[torch.Tensor], fake: list[torch.Tensor], window_px: int = TEXTURE_WINDOW
+) -> torch.Tensor:
     """Mean absolute difference of the discriminator's features, each layer scaled by its own real magnitude.
 
     A perceptual distance learnt from the tissue itself (Salimans et al. 2016; Wang et al. 2018). Features are averaged
-    over windows of `TEXTURE_WINDOW` pixels that overlap by half before they are compared: what kind of grain there is
-    can be foretold from a latent, where each speck of it lies cannot, and an error position by position would reward
+    over windows of `window_px` pixels that overlap by half before they are compared: what kind of grain there is can be
+    foretold from a latent, where each speck of it lies cannot, and an error position by position (1 px) would reward
     having none.
     """
     terms = []
     for layer, (r, f) in enumerate(zip(real, fake, strict=True)):
-        window = min(max(1, TEXTURE_WINDOW >> (layer + 1)), *r.shape[-2:])  # layers halve the image 1, 2, 3 times
+        window = min(max(1, window_px >> (layer + 1)), *r.shape[-2:])  # layers halve the image 1, 2, 3 times
         near, far = (avg_pool2d(features, window, stride=max(1, window // 2)) for features in (f, r.detach()))
         terms.append(l1_loss(near, far) / far.abs().mean().clamp_min(1e-6))
     return torch.stack(terms).mean()

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, leaky_relu
 
 from pathup import draws, storage
 from pathup.training.crops import Crops
-from pathup.training.discriminator import FINEST_GAIN, feature_matching_loss, finest_octave
+from pathup.training.discriminator import FINEST_GAIN, TEXTURE_WINDOW, feature_matching_loss, finest_octave
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 GREY_DEVIATION = 0.45  # of a normalised crop: about that of pixels in [-1, 1]
@@ -78,11 +78,13 @@ class TissueFeatures(nn.Module):
         return self.head(self(grey_B1HW)[-1].mean((2, 3)))
 
 
-def perceptual_loss(network: TissueFeatures, fake_BCHW: torch.Tensor, real_BCHW: torch.Tensor) -> torch.Tensor:
+def perceptual_loss(
+    network: TissueFeatures, fake_BCHW: torch.Tensor, real_BCHW: torch.Tensor, window_px: int = TEXTURE_WINDOW
+) -> torch.Tensor:
     """`feature_matching_loss` between the features of a reconstruction and of its original, both grey."""
     with torch.no_grad():
         real = network(normalised_grey(real_BCHW, real_BCHW))
-    return feature_matching_loss(real, network(normalised_grey(fake_BCHW, real_BCHW)))
+    return feature_matching_loss(real, network(normalised_grey(fake_BCHW, real_BCHW)), window_px)
 
 
 def train_tissue_features(
