@@ -110,6 +110,23 @@ def test_training_stops_when_val_does_not_get_better_and_keeps_the_best(source, 
     assert not torch.equal(weights[1], weights[-1])
 
 
+def test_in_the_grey_view_stain_is_not_seen(source, recipe, tmp_path):
+    own = recipe_with(recipe, {"downstream.view": "grey"}, source="test")
+    fields = region_fields(labelled_regions(source, own), own)[:2]
+    vit = ViTClassifier(own, tmp_path)
+    vit.prepare(fields, training=False)
+    shown = vit.batch([vit.sample(field) for field in fields])[0]
+    assert torch.equal(shown[:, 0], shown[:, 1])
+    assert torch.equal(shown[:, 0], shown[:, 2])
+    assert shown.mean((1, 2, 3)).abs().max() < 0.02  # of [-1, 1]: every image has the same mean
+    coloured = ViTClassifier(recipe, tmp_path).sample(fields[0])
+    assert not torch.equal(coloured[0], coloured[1])
+    bags = [ABMILClassifier(of, tmp_path) for of in (own, recipe)]
+    for kind in bags:
+        kind.prepare(fields, training=False)
+    assert not torch.allclose(bags[0].sample(fields[0]), bags[1].sample(fields[0]))
+
+
 def test_classes_that_differ_by_form_are_learnt(source, recipe, cache, tmp_path):
     own = recipe_with(recipe, {
         "downstream.abmil.steps": 60, "downstream.abmil.learning_rates": [0.01], "downstream.abmil.evaluate_every": 10,

@@ -26,6 +26,7 @@ from pathup.downstream.augmentation import augmented
 from pathup.downstream.fields import Field, read_field, read_patches
 from pathup.errors import PathUpError, unknown
 from pathup.evaluation.encoders import Encoder, load_features
+from pathup.evaluation.features import seen
 from pathup.recipes import ABMILRecipe, ClassifierTraining, Recipe, ViTRecipe
 
 __all__ = ["CLASSIFIERS", "ABMILClassifier", "Classifier", "ViTClassifier", "classifier"]
@@ -141,7 +142,7 @@ class ViTClassifier(Classifier):
         pixels = _load(self._file(field))
         if position is not None and self.augmentations:
             pixels = augmented(pixels, self.augmentations, self.spec.seed, position)
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        return torch.from_numpy(np.array(seen(pixels, self.recipe.downstream.view))).permute(2, 0, 1)
 
     def batch(self, samples: list[torch.Tensor]) -> Batch:
         """Pixels (B, 3, H, W) in [-1, 1]."""
@@ -172,7 +173,8 @@ class ABMILClassifier(Classifier):
         self._encoder: Encoder = load_features(features, device)
         self._features = features
         self._channels: int | None = None
-        told = json.dumps([self._encoder.described(), self.spec.patch_px, recipe.tiles.mpp], sort_keys=True)
+        view = recipe.downstream.view
+        told = json.dumps([self._encoder.described(), self.spec.patch_px, recipe.tiles.mpp, view], sort_keys=True)
         self._key = hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @property
@@ -229,7 +231,7 @@ class ABMILClassifier(Classifier):
                 augmented(patch, self.augmentations, seed, name, variant, number)
                 for number, patch in enumerate(patches)
             ])  # fmt: skip
-        prepared = [self._encoder.prepared(patch) for patch in patches]
+        prepared = [self._encoder.prepared(seen(patch, recipe.downstream.view)) for patch in patches]
         found = [
             self._encoder.features(torch.stack(prepared[first : first + ENCODED_AT_ONCE]))
             for first in range(0, len(prepared), ENCODED_AT_ONCE)

@@ -64,6 +64,11 @@ class DownstreamRecipe(Section):
         description="side of the fields that regions are cut into, in pixels at `tiles.mpp`, side by side; 0: regions "
         "as they are; a region's class is that of the mean probability of its fields",
     )
+    view: Literal["colour", "grey"] = Field(
+        "colour",
+        description="what classifiers see; 'grey': luminance of the same mean and deviation in every image, for sets in "
+        "which the stain gives a class away",
+    )
     min_tissue: Fraction = Field(0.1, description="least stained fraction of a field that a region is cut into")
     augmentations: list[Literal["geometry", "colour", "stain", "randaugment"]] = Field(
         ["geometry", "colour", "stain", "randaugment"], description="what random augmentation consists of"
