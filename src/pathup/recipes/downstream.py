@@ -66,8 +66,8 @@ class DownstreamRecipe(Section):
     )
     view: Literal["colour", "grey"] = Field(
         "colour",
-        description="what classifiers see; 'grey': luminance of the same mean and deviation in every image, for sets in "
-        "which the stain gives a class away",
+        description="what classifiers see; 'grey': luminance of the same mean and deviation in every image, for sets "
+        "in which the stain gives a class away",
     )
     min_tissue: Fraction = Field(0.1, description="least stained fraction of a field that a region is cut into")
     augmentations: list[Literal["geometry", "colour", "stain", "randaugment"]] = Field(
