@@ -1,7 +1,8 @@
 """What baselines have in common whose images are compared with originals: perceptual and adversarial terms.
 
-The data flow: a small classifier of the tiles is trained first and frozen, and features of it tell an image from its
-original; from `adversarial_start` on a patch discriminator is trained beside the network and judges its images.
+The data flow: a small classifier of the tiles is trained first and frozen. The network first learns by the error of its
+pixels; from `adversarial_start` on, features of the classifier tell its images from their originals place by place, and
+a patch discriminator is trained beside it and judges them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathup.baselines.trainer import BaselineTrainer
 from pathup.recipes import AdversarialTraining
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import Crops
-from pathup.training.discriminator import TEXTURE_WINDOW, PatchDiscriminator, discriminator_loss
+from pathup.training.discriminator import PatchDiscriminator, discriminator_loss
 from pathup.training.tissue_features import TissueFeatures, kept_tissue_features, perceptual_loss
 
 __all__ = ["TISSUE_BATCH", "AdversarialTrainer"]
@@ -34,9 +35,6 @@ class AdversarialTrainer(BaselineTrainer):
     """
 
     spec: AdversarialTraining
-    perceptual_window_px = TEXTURE_WINDOW
-    """Side of the windows over which features are averaged before they are compared."""
-
     def __init__(
         self, request: TrainRequest, spec: AdversarialTraining, tiles: TileFolder, folder: Path, *, title: str
     ) -> None:
@@ -58,17 +56,23 @@ class AdversarialTrainer(BaselineTrainer):
         return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True)
 
     @property
+    def has_joined(self) -> bool:
+        """Whether perceptual and adversarial terms take part in this step."""
+        return self.step >= self.spec.adversarial_start
+
+    @property
     def is_adversarial(self) -> bool:
         """Whether the discriminator takes part in this step."""
-        return self.step >= self.spec.adversarial_start and self.spec.adversarial_weight > 0
+        return self.has_joined and self.spec.adversarial_weight > 0
 
     def dearer_from(self) -> int:
-        """The step at which the discriminator joins."""
-        return self.spec.adversarial_start if self.spec.adversarial_weight > 0 else 0
+        """The step at which the other terms join."""
+        return self.spec.adversarial_start
 
     def prepare(self, steps: int) -> None:
-        """Have the classifier of the perceptual term; learning it counts as training."""
-        if self.spec.perceptual_weight > 0:
+        """Have the classifier of the perceptual term, where a step may have one; learning it counts as training."""
+        joins = self.request.minutes is not None or self.spec.steps > self.spec.adversarial_start
+        if self.spec.perceptual_weight > 0 and joins:
             self.tissue_features, seconds = kept_tissue_features(
                 self.folder / "tissue_features.safetensors",
                 self.feature_crops(),
@@ -78,26 +82,25 @@ class AdversarialTrainer(BaselineTrainer):
             )
             self.seconds += seconds if self.step == 0 else 0.0  # checkpoints have it
 
-    def perceptual(
+    def likeness(
         self, fake_BCHW: torch.Tensor, real_BCHW: torch.Tensor, values: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """How far the classifier's features of images are from those of their originals; 0 before it is there."""
-        if self.tissue_features is None:
-            return fake_BCHW.new_zeros(())
-        values["perceptual"] = perceptual_loss(
-            self.tissue_features, fake_BCHW, real_BCHW, self.perceptual_window_px
-        )
-        return self.spec.perceptual_weight * values["perceptual"]
+        """The perceptual term, and ``-mean D(x')``, which leaves the discriminator as it is; 0 before they join.
 
-    def adversarial(self, fake_BCHW: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:
-        """``-mean D(x')``, which leaves the discriminator as it is; 0 before it takes part."""
-        if not self.is_adversarial:
-            return fake_BCHW.new_zeros(())
-        self.discriminator.requires_grad_(False)
-        with self.accelerator.autocast():
-            verdict, _ = self.discriminator(fake_BCHW)
-        values["adversarial"] = -verdict.float().mean()
-        return self.spec.adversarial_weight * values["adversarial"]
+        Features are compared place by place: averaged over windows, as the autoencoder's are, they were matched by
+        stripes.
+        """
+        loss = fake_BCHW.new_zeros(())
+        if self.has_joined and self.tissue_features is not None:
+            values["perceptual"] = perceptual_loss(self.tissue_features, fake_BCHW, real_BCHW, 1)
+            loss = loss + self.spec.perceptual_weight * values["perceptual"]
+        if self.is_adversarial:
+            self.discriminator.requires_grad_(False)
+            with self.accelerator.autocast():
+                verdict, _ = self.discriminator(fake_BCHW)
+            values["adversarial"] = -verdict.float().mean()
+            loss = loss + self.spec.adversarial_weight * values["adversarial"]
+        return loss
 
     def discriminate(self, fake_BCHW: torch.Tensor, real_BCHW: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
         """One step of the discriminator, if it takes part (hinge loss)."""

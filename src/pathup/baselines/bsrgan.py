@@ -68,7 +68,6 @@ class BSRGANTrainer(AdversarialTrainer):
     """One run of ``pathup baseline train bsrgan``; the network and a discriminator, which joins later."""
 
     spec: BSRGANRecipe
-    perceptual_window_px = 1  # averaged over windows, features were matched by stripes
 
     def __init__(self, request: TrainRequest, tiles: TileFolder) -> None:
         super().__init__(request, request.recipe.baselines.bsrgan, tiles, request.output, title="BSRGAN")
@@ -87,23 +86,15 @@ class BSRGANTrainer(AdversarialTrainer):
         """See `AdversarialTrainer`."""
         return Crops(self.tiles, seed=self.spec.seed, batch_size=TISSUE_BATCH, crop_px=self.spec.crop_px)
 
-    def prepare(self, steps: int) -> None:
-        """As `AdversarialTrainer`, where a step may have a perceptual term."""
-        if self.request.minutes is not None or self.spec.steps > self.spec.adversarial_start:
-            super().prepare(steps)
-
     def train_step(self, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         """One step of the network and, from `adversarial_start` on, one of the discriminator."""
         spec, (low, high) = self.spec, batch
-        joined = self.step >= spec.adversarial_start
         with self.accelerator.autocast():
             enlarged = self.generator((low + 1) / 2)
         fake = enlarged.float() * 2 - 1
         values = {"pixel": l1_loss(fake, high)}
-        loss = values["pixel"]
-        if joined:
-            loss = spec.pixel_weight * loss
-            loss = loss + self.perceptual(middle(fake), middle(high), values) + self.adversarial(middle(fake), values)
+        loss = (spec.pixel_weight if self.has_joined else 1.0) * values["pixel"]
+        loss = loss + self.likeness(middle(fake), middle(high), values)
         self.descend("generator", loss, clip_norm=1.0)
         self.discriminate(middle(fake), middle(high), values)
         values["psnr"] = -10 * torch.log10(mse_loss(fake.detach(), high) / 4)

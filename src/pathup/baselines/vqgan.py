@@ -1,8 +1,8 @@
 """The baseline VQ-GAN (Esser et al. 2021): a discrete autoencoder, then a transformer over its codes.
 
 The data flow: whole tiles are encoded, each latent is replaced by the nearest entry of a codebook, and these are
-decoded and compared with the tile by pixels, gradients, features of a small classifier of the tiles and, from
-`adversarial_start` on, a patch discriminator. The averaged autoencoder then turns tiles to codes, which the transformer
+decoded and compared with the tile by pixels, gradients and, from `adversarial_start` on, features of a small classifier
+of the tiles and a patch discriminator. The averaged autoencoder then turns tiles to codes, which the transformer
 is trained on (`codes`). A tile is drawn by drawing its codes one after another and decoding them.
 """
 
@@ -79,8 +79,9 @@ class WholeTiles(Dataset[tuple[torch.Tensor, ...]]):
 class AutoencoderStage(AdversarialTrainer):
     """The first stage: the discrete autoencoder and the discriminator.
 
-    ``|x' - x| + w_g gradient + (|sg(z) - e|^2 + beta |z - sg(e)|^2) + w_p perceptual + w_a (-D(x'))``. The adversarial
-    weight is the recipe's, where the paper computes one at each step from gradients at the last layer.
+    ``w |x' - x| + w_g gradient + (|sg(z) - e|^2 + beta |z - sg(e)|^2) + w_p perceptual + w_a (-D(x'))``; perceptual and
+    adversarial terms join at `adversarial_start`, until when w is 1. The adversarial weight is the recipe's, where the
+    paper computes one at each step from gradients at the last layer.
     """
 
     spec: VQGANRecipe
@@ -112,8 +113,9 @@ class AutoencoderStage(AdversarialTrainer):
         with self.accelerator.autocast():
             fake = self.autoencoder.decode(found.latents_BCHW, force_not_quantize=True).sample.float()
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real), "quantiser": found.loss}
-        loss = values["pixel"] + spec.gradient_weight * values["gradient"] + values["quantiser"]
-        loss = loss + self.perceptual(fake, real, values) + self.adversarial(fake, values)
+        loss = (spec.pixel_weight if self.has_joined else 1.0) * values["pixel"]
+        loss = loss + spec.gradient_weight * values["gradient"] + values["quantiser"]
+        loss = loss + self.likeness(fake, real, values)
         self.descend(AUTOENCODER, loss, clip_norm=1.0)
         self.discriminate(fake, real, values)
         counts = torch.bincount(found.codes_BL.flatten(), minlength=spec.codes)

@@ -42,12 +42,18 @@ class BaselineTraining(Section):
 class AdversarialTraining(BaselineTraining):
     """What a reconstruction is trained by besides its pixels' errors."""
 
+    pixel_weight: float = Field(
+        4.0,
+        ge=0,
+        description="weight of the mean absolute error once the other terms have joined (with 1, colours drifted); "
+        "before, it is 1",
+    )
     perceptual_weight: float = Field(
         1.0, ge=0, description="weight of the error of features of a small classifier of the tiles, trained first"
     )
     perceptual_steps: Positive = Field(2000, description="optimiser steps of that classifier")
     adversarial_weight: float = Field(0.1, ge=0, description="weight of the hinge loss")
-    adversarial_start: int = Field(1000, ge=0, description="step at which the discriminator joins")
+    adversarial_start: int = Field(1000, ge=0, description="step at which perceptual and adversarial terms join")
     discriminator_channels: Positive = Field(48, description="width of the discriminator's first layer")
 
 
@@ -187,10 +193,7 @@ class BSRGANRecipe(AdversarialTraining):
     blocks: Positive = Field(6, description="residual-in-residual dense blocks")
     crop_px: Positive = Field(96, description="side of a training crop at high resolution, a multiple of 8")
     adversarial_start: int = Field(2500, ge=0, description="step at which perceptual and adversarial terms join")
-    pixel_weight: float = Field(1.0, ge=0, description="weight of the mean absolute error, from then on")
-    adversarial_weight: float = Field(
-        0.0125, ge=0, description="weight of the hinge loss: a tenth by 8, the discriminator's gain of fine detail"
-    )
+    adversarial_weight: float = Field(0.05, ge=0, description="weight of the hinge loss")
 
 
 class BaselinesRecipe(Section):
