@@ -54,6 +54,10 @@ def test_training_with_everything_and_its_evaluation(source, drawn, recipe, cach
     assert sorted(predictions.regions) == [f"test_{label}_{n}" for label in "AB" for n in (0, 1)]
     assert scores["f_scores"] == pytest.approx(f_scores(predictions.truth, predictions.named, ["A", "B"]))
     assert np.sum(scores["confusion"]) == scores["regions"] == 4
+    with pytest.raises(PathUpError, match="differs in: fields, split"):
+        evaluate_classifier(EvaluateRequest(
+            model=tmp_path / "run", regions=source, output=out, split="val", cache=cache, device="cpu",
+        ))  # fmt: skip
     maps = sorted((out / "attention").glob("*.png"))
     assert len(maps) == (16 if name == "abmil" else 0)
     assert all(read_image(path).shape == (768, 1544, 3) for path in maps)

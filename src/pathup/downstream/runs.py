@@ -161,7 +161,8 @@ def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = No
     Raises
     ------
     PathUpError
-        The model or the regions cannot be read, or attention is asked of a classifier that has none.
+        The model or the regions cannot be read, attention is asked of a classifier that has none, or the folder holds
+        what another classifier or other regions gave.
     """
     _set_threads(request.threads)
     device, tell = choose_device(request.device), progress or (lambda stage, done, total: None)
@@ -172,6 +173,8 @@ def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = No
         raise PathUpError(f"split '{request.split}' is none of {', '.join(SPLITS)}")
     regions = labelled_regions(request.regions, kind.recipe, kind.cache / "regions.json")
     fields = region_fields([region for region in regions if region.split == request.split], kind.recipe)
+    identity = {"classifier": notes, "split": request.split, "fields": [field.identity() for field in fields]}
+    storage.claim_folder(request.output, "classify evaluate", identity, resume=True)
     kind.prepare(fields, training=False, progress=lambda done, total: tell("fields", done, total))
     predictions = predicted(kind, network, fields, device)
     write_predictions(request.output / "predictions.csv", predictions)
