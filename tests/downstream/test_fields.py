@@ -78,6 +78,13 @@ def test_background_is_left_out_but_no_region_is_lost(source, recipe, tmp_path):
     assert [field.box[:2] for field in fields if field.region == "glass"] == [(0, 0)]
 
 
+def test_squares_are_looked_at_once(source, recipe, tmp_path, monkeypatch):
+    regions = labelled_regions(source, recipe)
+    found = region_fields(regions, sized(recipe, field_px=64), tmp_path / "fields.json")
+    monkeypatch.setattr(module, "open_slide", lambda *a: pytest.fail("it is known already"))
+    assert region_fields(regions, sized(recipe, field_px=64), tmp_path / "fields.json") == found
+
+
 def test_patches_are_the_fields_pixels_and_background_is_none_of_them(source, recipe, tmp_path):
     field = region_fields(labelled_regions(source, recipe), sized(recipe, field_px=0))[0]
     patches, boxes = read_patches(field, 32, 0.5, 0.1)

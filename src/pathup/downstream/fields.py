@@ -132,22 +132,26 @@ def labelled_regions(source: Path, recipe: Recipe, cache: Path | None = None) ->
     return read
 
 
-def region_fields(regions: Sequence[LabelledRegion], recipe: Recipe) -> list[Field]:
+def region_fields(regions: Sequence[LabelledRegion], recipe: Recipe, cache: Path | None = None) -> list[Field]:
     """The fields of regions: squares of `downstream.field_px` side by side, or the regions as they are.
 
     Squares with less tissue than `downstream.min_tissue` are left out, unless a region would be left with none: then
-    the one with most is taken. A region that no square fits into is taken as it is.
+    the one with most is taken. A region that no square fits into is taken as it is. How much tissue squares hold is
+    kept in the file `cache`.
     """
-    side, fields = recipe.downstream.field_px, []
+    side, fields, known = recipe.downstream.field_px, [], _kept(cache)
+    before = len(known)
     for own in regions:
         left, top, right, bottom = own.source.area
         whole = (left, top, right - left, bottom - top)
-        squares = _squares(own, whole, side * recipe.tiles.mpp, recipe.downstream.min_tissue) if side else []
+        squares = _squares(own, side * recipe.tiles.mpp, recipe.downstream.min_tissue, known) if side else []
         for box in squares or [whole]:
             name = own.region.name if box == whole else f"{own.region.name}_{box[0]}_{box[1]}"
             fields.append(
                 Field(name, own.region.name, own.region.label, own.region.file, own.source.sha256, box, own.mpp)
             )
+    if cache is not None and len(known) > before:
+        storage.write_json(cache, known)
     return fields
 
 
@@ -216,9 +220,10 @@ def read_patches(
 
 
 def _squares(
-    own: LabelledRegion, whole: tuple[int, int, int, int], side_um: float, min_tissue: float
+    own: LabelledRegion, side_um: float, min_tissue: float, known: dict[str, Any]
 ) -> list[tuple[int, int, int, int]]:
-    x, y, width, height = whole
+    x, y, right, bottom = own.source.area
+    width, height = right - x, bottom - y
     wide, high = (max(1, round(side_um / scale)) for scale in own.mpp)
     boxes = [
         (x + across, y + down, wide, high)
@@ -227,8 +232,11 @@ def _squares(
     ]
     if len(boxes) < 2:
         return boxes
-    with open_slide(own.region.file, own.mpp[0]) as reader:
-        tissue = [tissue_fraction(reader.read_field(box[0], box[1], box[2:], GLANCE_PX)) for box in boxes]
+    key = json.dumps([own.source.sha256, own.source.area, own.mpp, side_um])
+    if key not in known:
+        with open_slide(own.region.file, own.mpp[0]) as reader:
+            known[key] = [tissue_fraction(reader.read_field(box[0], box[1], box[2:], GLANCE_PX)) for box in boxes]
+    tissue = known[key]
     kept = [box for box, fraction in zip(boxes, tissue, strict=True) if fraction >= min_tissue]
     return kept or [boxes[int(np.argmax(tissue))]]
 

@@ -29,6 +29,9 @@ __all__ = ["EvaluateRequest", "TrainRequest", "evaluate_classifier", "train"]
 
 Progress = Callable[[str, int, int], None]
 
+REGIONS, FIELDS = "regions.json", "fields.json"
+"""Of a cache: what was found of regions and of their squares."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
@@ -89,9 +92,9 @@ def train(request: TrainRequest) -> Path:
         request.name, recipe, cache, recipe.downstream.augmentations if request.augment else (),
         features=request.features, pretrained=request.pretrained, device=device,
     )  # fmt: skip
-    regions = labelled_regions(request.regions, recipe, cache / "regions.json")
+    regions = labelled_regions(request.regions, recipe, cache / REGIONS)
     chosen = few(regions, request.real_per_class, kind.spec.seed)
-    fields = {split: region_fields([r for r in chosen if r.split == split], recipe) for split in SPLITS}
+    fields = {split: region_fields([r for r in chosen if r.split == split], recipe, cache / FIELDS) for split in SPLITS}
     training = with_synthetic(fields["train"], regions, request.synthetic, request.per_class, recipe)
     identity = {
         "classifier": kind.described(), "recipe": recipe.model_dump(mode="json", include={"downstream", "classes"}),
@@ -171,8 +174,9 @@ def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = No
         raise PathUpError(f"{kind.title} has no attention over patches; leave --attention out, or evaluate abmil")
     if request.split not in SPLITS:
         raise PathUpError(f"split '{request.split}' is none of {', '.join(SPLITS)}")
-    regions = labelled_regions(request.regions, kind.recipe, kind.cache / "regions.json")
-    fields = region_fields([region for region in regions if region.split == request.split], kind.recipe)
+    regions = labelled_regions(request.regions, kind.recipe, kind.cache / REGIONS)
+    own = [region for region in regions if region.split == request.split]
+    fields = region_fields(own, kind.recipe, kind.cache / FIELDS)
     identity = {"classifier": notes, "split": request.split, "fields": [field.identity() for field in fields]}
     storage.claim_folder(request.output, "classify evaluate", identity, resume=True)
     kind.prepare(fields, training=False, progress=lambda done, total: tell("fields", done, total))
