@@ -53,6 +53,7 @@ def test_every_row_level_and_generation_is_there_beside_its_floor_and_the_papers
     text = (done / f"{name}.md").read_text()
     for entry in content["entries"]:
         assert text.count(f"| {entry['title']} |") >= len(levels)
+    assert "trained on latents of an autoencoder that was trained before" in text
     for row in (TABLES[name].paper or ((), ()))[1]:
         assert f"| {' | '.join(row)} |" in text
     for level in levels:

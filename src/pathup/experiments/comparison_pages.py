@@ -11,6 +11,7 @@ import torch
 from pathup import __version__, storage
 from pathup.evaluation.tile_sets import TileSet
 from pathup.experiments.comparison import Bench, Entry
+from pathup.experiments.contenders import CONTENDERS
 from pathup.experiments.pages import markdown
 from pathup.experiments.seeds import mean_std
 from pathup.slides.images import read_image
@@ -88,6 +89,11 @@ def page(bench: Bench, content: Row) -> str:
             floor = next(row for row in content["floor"] if (row["features"], row["level"]) == (features, level))
             lines += ["", f"## {level}, on features of {features}", "", *_table(entries, features, level, floor)]
     lines += ["", "## Cost", "", *_costs(entries)]
+    latent = [CONTENDERS[name].title for name in bench.contenders if CONTENDERS[name].latent]
+    if latent:
+        verb = "are" if len(latent) > 1 else "is"
+        lines += ["", f"{', '.join(latent)} {verb} trained on latents of an autoencoder that was trained before; that "
+                  "time is in none of these seconds."]  # fmt: skip
     if bench.paper is not None:
         said = (
             "The paper's own figures (BRACS, Inception and VGG16, 10,000 images; not to be compared with those above):"
