@@ -35,6 +35,7 @@ class AdversarialTrainer(BaselineTrainer):
     """
 
     spec: AdversarialTraining
+
     def __init__(
         self, request: TrainRequest, spec: AdversarialTraining, tiles: TileFolder, folder: Path, *, title: str
     ) -> None:
@@ -82,7 +83,7 @@ class AdversarialTrainer(BaselineTrainer):
             )
             self.seconds += seconds if self.step == 0 else 0.0  # checkpoints have it
 
-    def likeness(
+    def realism_loss(
         self, fake_BCHW: torch.Tensor, real_BCHW: torch.Tensor, values: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """The perceptual term, and ``-mean D(x')``, which leaves the discriminator as it is; 0 before they join.

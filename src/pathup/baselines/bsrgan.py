@@ -94,7 +94,7 @@ class BSRGANTrainer(AdversarialTrainer):
         fake = enlarged.float() * 2 - 1
         values = {"pixel": l1_loss(fake, high)}
         loss = (spec.pixel_weight if self.has_joined else 1.0) * values["pixel"]
-        loss = loss + self.likeness(middle(fake), middle(high), values)
+        loss = loss + self.realism_loss(middle(fake), middle(high), values)
         self.descend("generator", loss, clip_norm=1.0)
         self.discriminate(middle(fake), middle(high), values)
         values["psnr"] = -10 * torch.log10(mse_loss(fake.detach(), high) / 4)

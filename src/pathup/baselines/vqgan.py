@@ -115,7 +115,7 @@ class AutoencoderStage(AdversarialTrainer):
         values = {"pixel": l1_loss(fake, real), "gradient": gradient_loss(fake, real), "quantiser": found.loss}
         loss = (spec.pixel_weight if self.has_joined else 1.0) * values["pixel"]
         loss = loss + spec.gradient_weight * values["gradient"] + values["quantiser"]
-        loss = loss + self.likeness(fake, real, values)
+        loss = loss + self.realism_loss(fake, real, values)
         self.descend(AUTOENCODER, loss, clip_norm=1.0)
         self.discriminate(fake, real, values)
         counts = torch.bincount(found.codes_BL.flatten(), minlength=spec.codes)

@@ -108,8 +108,12 @@ class _LargeTable(Bench):
                 cut_crops(images, partial / "crops", side_px=side, count=self.crops, seed=generation)
         found = load_tile_set(target / "crops", f"{entry.title}, generation {generation}")
         tiles = replace(found, levels=(self.levels()[0],) * len(found))
+        return tiles, self.seconds_a_tile(pace)
+
+    def seconds_a_tile(self, pace: Pace) -> float | None:
+        """A tile's share of the seconds that a large image took; None where none had to be made."""
         an_image = pace.seconds_an_image()
-        return tiles, None if an_image is None else an_image / self.factor**2
+        return None if an_image is None else an_image / self.factor**2
 
     def grown(self, entry: Entry, generation: int, weight: str) -> tuple[Path, Pace]:
         """Large images that a row's PathUp grows from a generation's overviews; at what pace, whenever that was."""

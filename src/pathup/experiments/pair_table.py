@@ -89,8 +89,7 @@ class PairTable(UpscalingTable):
             with storage.atomic_folder(target) as partial:
                 self._cut(generation, images, partial)
         tiles = load_tile_set(target / "crops", f"{entry.title}, generation {generation}")
-        an_image = pace.seconds_an_image()
-        return tiles, None if an_image is None else an_image / self.factor**2
+        return tiles, self.seconds_a_tile(pace)
 
     def more_figures(self, tiles: TileSet) -> dict[str, float]:
         """PSNR to the originals, the mean over tiles."""

@@ -9,7 +9,7 @@ from pathup import storage
 from pathup.errors import PathUpError
 from pathup.sampling.outputs import Format, ImageFile, write_metadata
 from pathup.sampling.requests import Run
-from pathup.tiles.provenance import read_sources, write_sources
+from pathup.tiles.provenance import carry_sources
 
 __all__ = ["claim", "indices_of", "name_of", "row_of", "write_rows"]
 
@@ -65,7 +65,5 @@ def row_of(run: Run, target: ImageFile, label: str, level: str, index: int) -> d
 
 def write_rows(run: Run, rows: list[dict[str, Any]]) -> Path:
     """Write the metadata of a folder that is complete, and the regions that the model was trained on, if it tells."""
-    sources = read_sources(run.request.model)
-    if sources is not None:
-        write_sources(run.request.out, sources)
+    carry_sources(run.request.model, run.request.out)
     return write_metadata(run.request.out, rows)

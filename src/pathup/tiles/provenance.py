@@ -24,6 +24,7 @@ __all__ = [
     "SOURCES_FILE",
     "THUMBNAIL_PX",
     "SourceRegion",
+    "carry_sources",
     "check_apart",
     "perceptual_hash",
     "read_sources",
@@ -170,6 +171,13 @@ def read_sources(folder: Path) -> list[SourceRegion] | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PathUpError(f"{path} is damaged ({error}); cut the tiles again, or copy it anew") from error
     return found
+
+
+def carry_sources(origin: Path, target: Path) -> None:
+    """Have `target` say of which regions it is, as `origin` does; nothing where that does not."""
+    sources = read_sources(origin)
+    if sources is not None:
+        write_sources(target, sources)
 
 
 def _signs(hashes: Sequence[str]) -> np.ndarray:

@@ -34,7 +34,7 @@ from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
-from pathup.tiles.provenance import read_sources, write_sources
+from pathup.tiles.provenance import carry_sources
 from pathup.tiles.taxonomy import all_prompts
 from pathup.training.averages import Average
 from pathup.training.batches import Batch, Batches
@@ -345,9 +345,7 @@ class PathoAlignTrainer:
             save_recipe(self.recipe, partial / "recipe.yaml")
             told = {"pathup": __version__, **made, "tiles": self.cache.tiles.fingerprint()}
             storage.write_json(partial / "training.json", told)
-            sources = read_sources(self.cache.tiles.folder)
-            if sources is not None:
-                write_sources(partial, sources)
+            carry_sources(self.cache.tiles.folder, partial)
 
     def _sample(self, journal: Journal) -> None:
         pipeline = self.averaged_pipeline()
