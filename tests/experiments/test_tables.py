@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio
 
 from pathup.baselines.bsrgan import import_published
 from pathup.baselines.rrdb import RRDBNet
@@ -18,7 +17,6 @@ from pathup.experiments import contenders
 from pathup.experiments.comparison import ComparisonRequest
 from pathup.experiments.contenders import CONTENDERS
 from pathup.experiments.large_tables import WEIGHTS
-from pathup.experiments.pair_table import psnr
 from pathup.experiments.tables import TABLES, compare, plan
 from pathup.experiments.tile_tables import coarse_pixels
 from pathup.recipes import load_recipe, recipe_with, save_recipe
@@ -109,13 +107,6 @@ def test_pairs_are_real_overviews_and_every_tile_has_its_own_original(done):
     assert found["bicubic"] > found["untrained_ldm-sr"]
     assert "PSNR, dB" in (done / "pairs.md").read_text()
     assert "PSNR" not in (done / "table3.md").read_text()
-
-
-def test_psnr_is_scikit_images():
-    rng = np.random.default_rng(0)
-    one, other = rng.integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
-    assert psnr(one, other) == pytest.approx(peak_signal_noise_ratio(one, other))
-    assert psnr(one, one) == float("inf")
 
 
 def test_what_is_there_is_not_done_again(done, some_tiles, tiny_autoencoder, tmp_path, monkeypatch):

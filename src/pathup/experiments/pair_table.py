@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 from pathup import draws, storage
 from pathup.baselines.pairs import FACTOR, Pairs, find_pairs
@@ -26,7 +27,7 @@ from pathup.slides.images import read_image
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.making import METADATA_FILE
 
-__all__ = ["PairTable", "psnr"]
+__all__ = ["PairTable"]
 
 ORIGINALS = "originals"
 
@@ -92,10 +93,11 @@ class PairTable(UpscalingTable):
         return tiles, self.seconds_a_tile(pace)
 
     def more_figures(self, tiles: TileSet) -> dict[str, float]:
-        """PSNR to the originals, the mean over tiles."""
+        """PSNR to the originals (scikit-image's, in dB), the mean over tiles."""
         originals = [file.parent.parent / ORIGINALS / file.name for file in tiles.files]
         pairs = zip(tiles.files, originals, strict=True)
-        return {"psnr": float(np.mean([psnr(read_image(own), read_image(real)) for own, real in pairs]))}
+        ratios = [peak_signal_noise_ratio(read_image(real), read_image(own)) for own, real in pairs]
+        return {"psnr": float(np.mean(ratios))}
 
     def _cut(self, generation: int, images: Path, folder: Path) -> None:
         """Tiles of every class, `count` or all that there are, drawn by the generation; and their originals."""
@@ -117,9 +119,3 @@ class PairTable(UpscalingTable):
                 record = self.pairs.patches.records[patch]
                 rows.append({"file_name": crop, "label": label, "level": record.level, "mpp": record.mpp})
         write_metadata(folder / CROPS_FOLDER, rows)
-
-
-def psnr(own_HWC: np.ndarray, real_HWC: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, ``10 log10(255^2 / mean squared error)``, of uint8 images."""
-    error = np.square(own_HWC.astype(np.float64) - real_HWC.astype(np.float64)).mean()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
