@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from pathup.errors import PathUpError
@@ -143,6 +144,26 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def held(lock: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock, a file that stays; whether it is held. A process that ends, however it ends, holds none any more.
+
+    With `wait` off, a lock that another process holds is not waited for.
+    """
+    with clear_disk_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    one = FileLock(lock)
+    try:
+        one.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        one.release()
 
 
 def claim_folder(folder: Path, command: str, identity: dict[str, Any], *, resume: bool) -> bool:

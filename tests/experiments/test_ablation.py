@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,20 +88,25 @@ def test_what_is_there_is_not_done_again_and_the_rest_is(done, some_tiles, tiny_
 def test_processes_share_the_jobs(done, some_tiles, tiny_autoencoder, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(done, output)
+    before = json.loads((output / "table2.json").read_text())["rows"]
     for path in (output / "figures").glob("*_1.json"):
         path.unlink()
-    first = ablation(asked(some_tiles, output, tiny_autoencoder, share="0/2", resume=True))
-    jobs = [job.name for job in jobs_of(EXPERIMENTS["table2"], 2)]
-    assert first["waiting"] == [name for name in jobs[1::2] if name.endswith("_1")]
-    second = ablation(asked(some_tiles, output, tiny_autoencoder, share="1/2", resume=True))
-    assert "rows" in second
+    code = (
+        "import pathlib, sys; from pathup.experiments.ablation import AblationRequest, ablation; "
+        "ablation(AblationRequest(name='table2', recipe='tiny', seeds=2, steps=4, count=10, device='cpu', resume=True, "
+        "threads=1, data=pathlib.Path(sys.argv[1]), output=pathlib.Path(sys.argv[2]), autoencoder=sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(some_tiles), str(output), str(tiny_autoencoder)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    jobs = {job.name for job in jobs_of(EXPERIMENTS["table2"], 2)}
+    assert {path.stem for path in (output / "figures").glob("*.json")} == jobs
+    assert json.loads((output / "table2.json").read_text())["rows"] == before
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"share": "2/2"}, "I from 0 to N - 1"),
-        ({"share": "half"}, "I from 0 to N - 1"),
         ({"seeds": 1}, "at least 2"),
         ({"name": "table9"}, "table2"),
     ],

@@ -25,7 +25,8 @@ class Clocked:
 def test_as_many_steps_are_taken_as_the_time_holds_after_setting_up(tmp_path):
     run = Clocked()
     assert within(10, tmp_path, run.train_to) == 1140  # (600 - 30) / 0.5
-    assert run.called == [(FIRST_STEPS[0], False), (FIRST_STEPS[1], False), (1140, True)]
+    looks = [(339, False), (539, False)]  # a quarter of the way from 72, and from there
+    assert run.called == [(FIRST_STEPS[0], False), (FIRST_STEPS[1], False), *looks, (1140, True)]
 
 
 def test_a_resumed_run_keeps_to_its_plan_however_fast_it_is_now(tmp_path):
@@ -40,9 +41,8 @@ def test_a_resumed_run_keeps_to_its_plan_however_fast_it_is_now(tmp_path):
 def test_a_run_that_was_stopped_before_its_plan_was_made_makes_it_by_the_speed_it_has(tmp_path, begun):
     run = Clocked()
     run.step = begun
-    steps = within(10, tmp_path, run.train_to)
-    # stopped at the very end of the first steps, setting up counts into their speed: 66 s / 72 steps
-    assert steps == (1140 if begun < FIRST_STEPS[1] else 72 + round((600 - 66) / (66 / 72)))
+    # stopped at the very end of the first steps, setting up counts into their speed, until it is looked at again
+    assert within(10, tmp_path, run.train_to) == 1140
 
 
 class Dearer(Clocked):
@@ -56,13 +56,43 @@ class Dearer(Clocked):
 def test_steps_that_become_dearer_are_planned_by_what_they_cost_then(tmp_path):
     run = Dearer()
     assert within(10, tmp_path / "long", run.train_to, dearer_from=400) == 585  # 30 + 400 / 2 + 2 x 185 = 600
-    assert [step for step, _ in run.called] == [24, 72, 424, 472, 585]
+    assert [step for step, _ in run.called] == [24, 72, 424, 472, 500, 521, 585]  # looks
     stopped = Dearer()
     stopped.step = 450
     assert within(10, tmp_path / "stopped", stopped.train_to, dearer_from=400) == 585
     short = Dearer()  # it ends before
     assert within(3, tmp_path / "short", short.train_to, dearer_from=400) == 300
-    assert [step for step, _ in short.called] == [24, 72, 300]
+    assert [step for step, _ in short.called] == [24, 72, 129, 172, 300]
+
+
+class Slowed(Clocked):
+    """A run whose steps take four times as long from step 100 on: others have begun to use the machine."""
+
+    def train_to(self, step: int, last: bool) -> tuple[int, float]:
+        step, seconds = super().train_to(step, last)
+        return step, seconds + 1.5 * max(0, step - 100)
+
+
+def test_a_machine_that_slows_down_ends_about_in_time_all_the_same(tmp_path):
+    run = Slowed()
+    steps = within(10, tmp_path, run.train_to)
+    assert run.train_to(steps, True)[1] < 1.1 * 600  # 1140 steps, as first planned, are 2,160 seconds
+    assert json.loads((tmp_path / "budget.json").read_text())["steps"] == steps
+
+
+def test_a_run_that_was_stopped_before_the_look_settles_its_steps_then(tmp_path):
+    class Stopped(Clocked):
+        def train_to(self, step: int, last: bool) -> tuple[int, float]:
+            if step > FIRST_STEPS[1]:
+                raise KeyboardInterrupt
+            return super().train_to(step, last)
+
+    with pytest.raises(KeyboardInterrupt):
+        within(10, tmp_path, Stopped().train_to)
+    again = Clocked()
+    again.step = 300
+    assert within(10, tmp_path, again.train_to) == 1140
+    assert [step for step, _ in again.called] == [339, 539, 1140]
 
 
 def test_too_short_a_time_is_the_first_steps_and_one_more(tmp_path):

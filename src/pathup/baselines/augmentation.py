@@ -51,10 +51,11 @@ def augmented(images_BCHW: torch.Tensor, probability: float, generator: torch.Ge
     if probability <= 0:
         return images_BCHW
     device, kind = images_BCHW.device, torch.float32
-    grid = affine_grid(geometry[:, :2].to(device, kind), list(images_BCHW.shape), align_corners=False)
-    moved = grid_sample(images_BCHW.to(kind), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     colour = colour.to(device, kind)
-    return torch.einsum("bij,bjhw->bihw", colour[:, :3, :3], moved) + colour[:, :3, 3, None, None]
+    with torch.autocast(device.type, enabled=False):  # in bfloat16, places would be off by half a pixel
+        grid = affine_grid(geometry[:, :2].to(device, kind), list(images_BCHW.shape), align_corners=False)
+        moved = grid_sample(images_BCHW.to(kind), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        return torch.einsum("bij,bjhw->bihw", colour[:, :3, :3], moved) + colour[:, :3, 3, None, None]
 
 
 @dataclass

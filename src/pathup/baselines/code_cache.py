@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pathup.baselines.codebook import codes_of
 from pathup.errors import PathUpError
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import oriented
+from pathup.training.latents import READERS
 from pathup.training.schedules import TileOrder
 
 __all__ = ["CodeCache"]
@@ -124,12 +126,13 @@ class CodeCache:
         many are wanted, not even by rounding.
         """
         parts = []
-        for first in range(0, len(places), ENCODE_BATCH):
-            wanted = places[first : first + ENCODE_BATCH]
-            images = [oriented(self.tiles.pixels(tile), turn) for tile, turn in wanted]
-            images += [torch.zeros_like(images[0])] * (ENCODE_BATCH - len(wanted))
-            pixels = torch.stack(images).to(device).float() / 127.5 - 1
-            parts.append(codes_of(self.autoencoder, pixels)[: len(wanted)].cpu().numpy().astype(np.uint16))
+        with ThreadPoolExecutor(READERS) as readers:
+            for first in range(0, len(places), ENCODE_BATCH):
+                wanted = places[first : first + ENCODE_BATCH]
+                images = list(readers.map(lambda place: oriented(self.tiles.pixels(place[0]), place[1]), wanted))
+                images += [torch.zeros_like(images[0])] * (ENCODE_BATCH - len(wanted))
+                pixels = torch.stack(images).to(device).float() / 127.5 - 1
+                parts.append(codes_of(self.autoencoder, pixels)[: len(wanted)].cpu().numpy().astype(np.uint16))
         return np.concatenate(parts)
 
 

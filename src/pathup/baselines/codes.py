@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2Model
+from transformers import DynamicCache, GPT2Config, GPT2Model
 
 from pathup import draws
 from pathup.baselines.code_cache import CodeCache
@@ -105,8 +105,9 @@ class CodeTransformer(nn.Module):
 
         Before the first token, which is ``codes + start``, `past` is None.
         """
-        told = self.gpt(tokens_B[:, None], cache=past, use_cache=True)
-        return self.head(told.last_hidden_state[:, -1]), told.cache
+        past = DynamicCache(config=self.gpt.config) if past is None else past
+        told = self.gpt(tokens_B[:, None], past, use_cache=True)  # by place: releases of transformers name it otherwise
+        return self.head(told.last_hidden_state[:, -1]), past
 
 
 def build_transformer(recipe: Recipe) -> CodeTransformer:

@@ -158,7 +158,7 @@ class StyleGAN2Trainer(BaselineTrainer):
         with self.accelerator.autocast():
             w = self._styles(group_B, "path length")
             images = self.generator(w, self._noise(count, "path length"))
-        noise = draws.normal(tuple(images.shape), spec.seed, "path length direction", self.step).to(self.device)
+        noise = self._normal(tuple(images.shape), "path length direction")
         lengths = path_lengths(images, w, noise)
         mean = self.state["path_length"]
         mean = mean + spec.path_length_decay * (lengths.detach().double().mean().cpu() - mean.cpu())
@@ -203,8 +203,12 @@ class StyleGAN2Trainer(BaselineTrainer):
         return torch.where(takes_first[:, :, None], first[:, None], second[:, None])
 
     def _noise(self, count: int, purpose: str) -> torch.Tensor:
-        shape = (count, self.generator.noise_values)
-        return draws.normal(shape, self.spec.seed, "noise", purpose, self.step).to(self.device)
+        return self._normal((count, self.generator.noise_values), "noise", purpose)
+
+    def _normal(self, shape: tuple[int, ...], *purpose: str) -> torch.Tensor:
+        """Standard normal values for (seed, purpose, step), drawn on the device: a CPU would be long about so many."""
+        generator = torch.Generator(self.device).manual_seed(draws.seed_of(self.spec.seed, *purpose, self.step))
+        return torch.randn(shape, generator=generator, device=self.device)
 
     def _drawn(self, group_B: torch.Tensor, purpose: str) -> torch.Tensor:
         return self.generator(self._styles(group_B, purpose), self._noise(len(group_B), purpose))

@@ -8,6 +8,7 @@ their mean square.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,15 +47,33 @@ def normalised(values_BD: torch.Tensor) -> torch.Tensor:
     return values_BD * torch.rsqrt(values_BD.square().mean(1, keepdim=True) + EPSILON)
 
 
+class _Binomial(torch.autograd.Function):
+    """`filtered`, whose gradient is the same filter again.
+
+    Differentiated twice, a convolution channel by channel would go through its channels one by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images_BCHW: torch.Tensor, gain: float, margin: tuple[int, int]) -> torch.Tensor:
+        ctx.gain, ctx.margin = gain, margin
+        channels, (before, after) = images_BCHW.shape[1], margin
+        row = images_BCHW.new_tensor(BINOMIAL)
+        row = row / row.sum() * math.sqrt(gain)
+        padded = pad(images_BCHW, (before, after, before, after))
+        padded = conv2d(padded, row.view(1, 1, 1, 4).expand(channels, 1, 1, 4), groups=channels)
+        return conv2d(padded, row.view(1, 1, 4, 1).expand(channels, 1, 4, 1), groups=channels)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BCHW: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        before, after = ctx.margin
+        reach = len(BINOMIAL) - 1
+        return _Binomial.apply(gradient_BCHW, ctx.gain, (reach - before, reach - after)), None, None
+
+
 def filtered(images_BCHW: torch.Tensor, gain: float, margin: tuple[int, int]) -> torch.Tensor:
     """Each channel by the binomial filter (sum `gain`), with zeros on (left and top, right and bottom) first."""
-    channels = images_BCHW.shape[1]
-    row = images_BCHW.new_tensor(BINOMIAL)
-    row = row / row.sum() * math.sqrt(gain)
-    before, after = margin
-    padded = pad(images_BCHW, (before, after, before, after))
-    padded = conv2d(padded, row.view(1, 1, 1, 4).expand(channels, 1, 1, 4), groups=channels)
-    return conv2d(padded, row.view(1, 1, 4, 1).expand(channels, 1, 4, 1), groups=channels)
+    result: torch.Tensor = _Binomial.apply(images_BCHW, gain, margin)
+    return result
 
 
 def halved(images_BCHW: torch.Tensor) -> torch.Tensor:

@@ -210,10 +210,10 @@ class BaselineTrainer(ABC):
     def _stream(self) -> Iterator[tuple[torch.Tensor, ...]]:
         loader = DataLoader(
             self.batches(), batch_size=None, sampler=range(self.step, self.spec.steps),
-            num_workers=self.request.workers,
+            num_workers=self.request.workers, pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         for batch in loader:
-            yield tuple(part.to(self.device) for part in batch)
+            yield tuple(part.to(self.device, non_blocking=True) for part in batch)
 
     @torch.no_grad()
     def _sample(self, journal: Journal) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -55,6 +55,10 @@ def experiment(
         float | None,
         typer.Option(help="Train each system of table1, 3, 4 and pairs for so long. [default: the recipe's steps]"),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help="Processes that read tiles beside the training of each system of table1, 3, 4 and pairs."),
+    ] = 0,
     features: Annotated[
         list[str] | None, typer.Option(help="As of pathup evaluate; may be given several times. [default: atlas]")
     ] = None,
@@ -71,9 +75,6 @@ def experiment(
         typer.Option(help="Optimiser steps of each arm; the rate falls over the last third. [default: the recipe's]"),
     ] = None,
     count: Annotated[int, typer.Option(help="Tiles drawn (or cropped) of each class and level.")] = 50,
-    share: Annotated[
-        str, typer.Option(help="Of arms, I/N: do every N-th job from the I-th, so that N processes share them.")
-    ] = "0/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
@@ -83,7 +84,8 @@ def experiment(
 
     table1, table3, table4 and pairs compare PathUp with other systems and with itself; table2, figure5 and denoiser
     compare ways to train it, each from several seeds; table6 compares classifiers with and without its images. What is
-    done stays: the same command with --resume goes on after a kill.
+    done stays: the same command with --resume goes on after a kill, and started several times at once, on one machine
+    or on several with a common disk, its processes share what there is to do.
 
     Examples: pathup experiment table1 --data tiles --output tables --model models/atlas --minutes 60;
     pathup experiment table2 --data tiles --output ablation --autoencoder models/atlas --steps 1500.
@@ -98,20 +100,20 @@ def experiment(
     if name == "table6":
         classified = table6.Table6Request(
             data=data, output=output, model=model, recipe=recipe, features=chosen[0], images=images, seeds=seeds,
-            share=share, device=device, threads=threads, resume=resume,
+            device=device, threads=threads, resume=resume,
         )  # fmt: skip
         if dry_run:
             typer.echo(told(table6.plan(classified)))
             return
         with Bars() as bars:
-            done = table6.table6(classified, bars)
-        _say(done, output, name)
+            table6.table6(classified, bars)
+        typer.echo(f"{output / name}.md, {name}.json and {name}.png written")
         return
     if name in tables.TABLES:
         asked = ComparisonRequest(
             name=name, data=data, output=output, recipe=recipe, autoencoder=autoencoder, pretrained=pretrained,
-            model=model, baselines=tuple(baseline or ()), minutes=minutes, features=chosen, generations=generations,
-            count=count, images=images, device=device, threads=threads, resume=resume,
+            model=model, baselines=tuple(baseline or ()), minutes=minutes, workers=workers, features=chosen,
+            generations=generations, count=count, images=images, device=device, threads=threads, resume=resume,
         )  # fmt: skip
         if dry_run:
             typer.echo(told(tables.plan(asked)))
@@ -122,22 +124,13 @@ def experiment(
         return
     request = ablation.AblationRequest(
         name=name, data=data, output=output, autoencoder=autoencoder, recipe=recipe, features=chosen, seeds=seeds,
-        steps=steps, count=count, share=share, device=device, threads=threads, resume=resume,
+        steps=steps, count=count, device=device, threads=threads, resume=resume,
     )  # fmt: skip
     if dry_run:
         typer.echo(told(ablation.plan(request)))
         return
     with Bars() as bars:
-        found = ablation.ablation(request, progress=bars)
-    _say(found, output, name)
-
-
-def _say(found: dict[str, Any], output: Path, name: str) -> None:
-    """What became of an experiment whose jobs may be shared."""
-    if "waiting" in found:
-        names = ", ".join(found["waiting"])
-        typer.echo(f"this share is done; {len(found['waiting'])} jobs of others are missing: {names}")
-        return
+        ablation.ablation(request, progress=bars)
     typer.echo(f"{output / name}.md, {name}.json and {name}.png written")
 
 

@@ -2,7 +2,7 @@
 
 The data flow: an arm and a seed are a job, which trains (a model, or one for each level), draws tiles of every class
 and level, measures them beside real test tiles and keeps its figures as one JSON file; what is there is not done
-again, so a killed experiment goes on, and several processes can share the jobs. When all are there, figures are
+again, so a killed experiment goes on, and several processes share the jobs. When all are there, figures are
 averaged over seeds and arms are compared seed by seed.
 """
 
@@ -27,7 +27,7 @@ from pathup.evaluation.encoders import load_features
 from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.arms import ARMS, Arm, Experiment, experiment
 from pathup.experiments.pages import write_pages
-from pathup.experiments.preparation import Ground, Step, share_of
+from pathup.experiments.preparation import Ground, Step, carry_out
 from pathup.experiments.yardstick import Yardstick
 from pathup.recipes import Recipe, load_recipe, save_recipe
 from pathup.sampling.device import choose_device
@@ -52,7 +52,6 @@ class AblationRequest:
     seeds: int = 5
     steps: int | None = None
     count: int = 50
-    share: str = "0/1"
     device: str = "auto"
     threads: int | None = None
     resume: bool = False
@@ -62,12 +61,6 @@ class AblationRequest:
         for name, least in (("seeds", 2), ("count", 10)):
             if getattr(self, name) < least:
                 raise PathUpError(f"{name} is {getattr(self, name)}, but at least {least} were needed")
-        _ = self.shared
-
-    @property
-    def shared(self) -> tuple[int, int]:
-        """Which part of the jobs this process does, and of how many parts."""
-        return share_of(self.share)
 
 
 @dataclass(frozen=True)
@@ -89,12 +82,12 @@ def jobs_of(asked: Experiment, seeds: int) -> list[Job]:
 
 
 def ablation(request: AblationRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """Carry out an experiment, from where it stands.
+    """Carry out an experiment, from where it stands; several processes may carry out the same one.
 
     Returns
     -------
     dict
-        What ``NAME.json`` holds; or ``{"waiting": [names]}`` while jobs of other processes are missing.
+        What ``NAME.json`` holds.
 
     Raises
     ------
@@ -115,17 +108,11 @@ def ablation(request: AblationRequest, progress: Progress | None = None) -> dict
     }  # fmt: skip
     storage.claim_folder(request.output, "experiment", identity, resume=request.resume)
     save_recipe(recipe, request.output / "recipe.yaml")
-    ground.prepare()
+    ground.prepare(request.output / "locks")
     bench = _Bench(request, ground, [level.name for level in recipe.tiles.levels], recipe.diffusion.steps)
-    own, parts = request.shared
     jobs = jobs_of(asked, request.seeds)
-    for number, job in enumerate(jobs):
-        if number % parts == own and not bench.figures_of(job).is_file():
-            bench.carry_out(job)
-        tell("jobs", number + 1, len(jobs))
-    missing = [job.name for job in jobs if not bench.figures_of(job).is_file()]
-    if missing:
-        return {"waiting": missing}
+    carry_out([bench.step_of(job) for job in jobs], request.output / "locks", tell)
+    tell("table", len(jobs), len(jobs))
     found = [(job, storage.read_json(bench.figures_of(job))) for job in jobs]
     rows = [row for _, figures in found for row in figures["rows"]]
     learnt = [{"arm": job.arm.name, "seed": job.seed, **learning(figures)} for job, figures in found]
@@ -144,14 +131,9 @@ def plan(request: AblationRequest) -> list[Step]:
     recipe = changed_recipe(load_recipe(request.recipe), "diffusion", {"steps": request.steps})
     ground, levels = _ground(request, recipe), [level.name for level in recipe.tiles.levels]
     bench = _Bench(request, ground, levels, recipe.diffusion.steps, recipe)
-    spec = recipe.diffusion
-    cost = f"{spec.steps:,} steps of {spec.batch_size} tiles, then {request.count} tiles of each class and level"
-    steps = ground.steps()
-    for job in jobs_of(asked, request.seeds):
-        job.arm.changed(recipe)
-        what = f"train, draw and measure '{job.arm.title}', seed {job.seed}"
-        steps.append(Step(what, bench.figures_of(job).is_file, partial(bench.carry_out, job), cost))
-    return steps
+    for name in asked.arms:
+        ARMS[name].changed(recipe)
+    return ground.steps() + [bench.step_of(job) for job in jobs_of(asked, request.seeds)]
 
 
 def _ground(request: AblationRequest, recipe: Recipe) -> Ground:
@@ -181,6 +163,13 @@ class _Bench:
     def figures_of(self, job: Job) -> Path:
         """Where a job's figures are kept."""
         return self._request.output / "figures" / f"{job.name}.json"
+
+    def step_of(self, job: Job) -> Step:
+        """A job as a step of the experiment."""
+        spec = self._recipe.diffusion
+        cost = f"{spec.steps:,} steps of {spec.batch_size} tiles, then {self._request.count} tiles of each class and "
+        what = f"train, draw and measure '{job.arm.title}', seed {job.seed}"
+        return Step(what, self.figures_of(job).is_file, partial(self.carry_out, job), cost + "level", job.name)
 
     def carry_out(self, job: Job) -> None:
         """Train, draw, measure; what takes room and is not needed again is removed."""
@@ -231,7 +220,7 @@ class _Bench:
         own.parent.mkdir(exist_ok=True)
         save_recipe(recipe, own)
         turned = f"_turned_{job.seed}" if recipe.diffusion.orientations > 1 else ""  # which turns, its seed decides
-        latents = f"{level or 'all'}_{self._request.shared[0]}{turned}"
+        latents = f"{level or 'all'}{turned}"
         return train_diffusion(
             self._ground.tiles,
             run,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class ComparisonRequest:
     model: Path | None = None
     baselines: tuple[Path, ...] = ()
     minutes: float | None = None
+    workers: int = 0
     features: tuple[str, ...] = ("atlas",)
     generations: int = 5
     count: int = 50
@@ -198,7 +199,7 @@ class Bench(ABC):
         ground, request = self.ground, self.request
         return Setting(
             ground.tiles, self.output, self.recipe, ground.autoencoder, request.pretrained, request.minutes,
-            request.device,
+            request.device, request.workers,
         )  # fmt: skip
 
     @cached_property
@@ -207,6 +208,15 @@ class Bench(ABC):
         device = choose_device(self.request.device)
         encoders = [load_features(name, device) for name in self.request.features]
         return Yardstick(self.ground.tiles, encoders, self.request.count, self.output / "features")
+
+    @property
+    def locks(self) -> Path:
+        """Where processes that share the folder hold what they are at."""
+        return self.output / "locks"
+
+    def lock_of(self, entry: Entry, generation: int) -> str:
+        """What is held while a row's generation is drawn: rows that start from the same images are drawn in turn."""
+        return f"{self.name}_{entry.name}_{generation}"
 
     def figures_of(self, entry: Entry, generation: int) -> Path:
         """Where a row's figures of one generation are kept."""
@@ -270,7 +280,11 @@ class Bench(ABC):
 
     def steps(self) -> list[Step]:
         """All that leads to the figures, in its order."""
-        return [*self.ground.steps(), *self._training(), *self._generations()]
+        ground, training = self.ground.steps(), self._training()
+        first = [*ground, *training]
+        training = [replace(step, needs=lambda: all(one.done() for one in ground)) for step in training]
+        drawing = [replace(step, needs=lambda: all(one.done() for one in first)) for step in self._generations()]
+        return [*ground, *training, *drawing]
 
     def trained_contenders(self) -> tuple[str, ...]:
         """Those that are trained here."""
@@ -283,7 +297,9 @@ class Bench(ABC):
         for name in self.trained_contenders():
             contender = CONTENDERS[name]
             cost = contender.budget(self.recipe) if minutes is None else f"{minutes:g} minutes of training"
-            steps.append(Step(f"train {contender.title}", self.note_of(name).is_file, self._train(name), cost))
+            steps.append(Step(
+                f"train {contender.title}", self.note_of(name).is_file, self._train(name), cost, f"train_{name}"
+            ))  # fmt: skip
         return steps
 
     def _generations(self) -> list[Step]:
@@ -291,6 +307,7 @@ class Bench(ABC):
             Step(
                 f"draw and measure {entry.title}, generation {generation}",
                 self.figures_of(entry, generation).is_file, self._measure(entry, generation), self._known_cost(entry),
+                self.lock_of(entry, generation),
             )
             for generation in range(self.request.generations)
             for entry in self.entries()

@@ -76,6 +76,9 @@ def _of_baseline(name: str) -> Contender:
     return Contender(name, system.title, system.takes_autoencoder, system.sections)
 
 
+GPU_BATCH = 64
+"""Tiles that baselines draw at once on a GPU: VQ-GAN's transformer takes as long for one."""
+
 NO_TRAINING = {"steps": 1, "learning_rate": 1e-12}
 
 CONTENDERS = {
@@ -106,7 +109,7 @@ class Setting:
         A Stable Diffusion model that PathUp and LDM start from, with its autoencoder; None: from random weights.
     minutes
         Of training, each contender's; unset: the recipe's steps.
-    device
+    device, workers
         As of the command line.
     """
 
@@ -117,6 +120,7 @@ class Setting:
     pretrained: str | None = None
     minutes: float | None = None
     device: str = "auto"
+    workers: int = 0
 
     @property
     def cpu(self) -> bool:
@@ -171,12 +175,13 @@ def trained(contender: Contender, setting: Setting) -> Trained:
         model = train_baseline(contender.name, TrainRequest(
             tiles=setting.tiles, output=setting.run_of(contender), recipe=setting.recipe, changes={},
             autoencoder=autoencoder, pretrained=start, minutes=setting.minutes, resume=True, cpu=setting.cpu,
+            workers=setting.workers,
         ))  # fmt: skip
         return of_model(model)
     own = setting.output / "recipe.yaml"
     return of_model(train_diffusion(
         setting.tiles, setting.run_of(contender), str(own), pretrained=start, autoencoder=autoencoder,
-        level=None, latents=None, resume=True, changes={}, cpu=setting.cpu, workers=0, wandb_project=None,
+        level=None, latents=None, resume=True, changes={}, cpu=setting.cpu, workers=setting.workers, wandb_project=None,
         gradient_checkpointing=False, minutes=setting.minutes,
     ))  # fmt: skip
 
@@ -186,7 +191,7 @@ def untrained(contender: Contender, setting: Setting) -> Path:
 
     On the tiles of one region a class, so that nothing long has to be computed first.
     """
-    own = replace(setting, tiles=few_tiles(setting), output=setting.output / "untrained", minutes=None)
+    own = replace(setting, output=setting.output / "untrained", minutes=None, workers=0)
     tiny = {f"{section}.{name}": value for section in contender.sections for name, value in NO_TRAINING.items()}
     if contender.name in ("vqgan", "bsrgan"):
         tiny[f"{contender.sections[0]}.perceptual_steps"] = 1
@@ -196,8 +201,10 @@ def untrained(contender: Contender, setting: Setting) -> Path:
             tiny["diffusion.muon_learning_rate"] = NO_TRAINING["learning_rate"]
     recipe = recipe_with(setting.recipe, tiny, source="untrained")
     own.output.mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, own.output / "recipe.yaml")
-    return trained(contender, replace(own, recipe=recipe)).model
+    with storage.held(own.output / "untrained.lock"):  # other processes may be at another generation, or table
+        save_recipe(recipe, own.output / "recipe.yaml")
+        own = replace(own, tiles=few_tiles(setting), recipe=recipe)
+        return trained(contender, own).model
 
 
 def few_tiles(setting: Setting) -> Path:
@@ -239,9 +246,11 @@ def of_model(model: Path) -> Trained:
 def drawn(contender: Contender, model: Path, out: Path, *, level: str, count: int, seed: int, device: str) -> Pace:
     """Draw `count` tiles of each class at a level into a folder, from where it stands."""
     if contender.name != "pathup":
+        few = DrawRequest.batch if choose_device(device).type == "cpu" else GPU_BATCH
         request = DrawRequest(
-            model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True
-        )
+            model=model, out=out, label="all", level=level, count=count, seed=seed, batch=few, device=device,
+            resume=True,
+        )  # fmt: skip
         return pace_of(draw_from_baseline(request))
     report = generate(GenerateRequest(
         model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True,

@@ -20,7 +20,7 @@ from pathup.evaluation.tile_sets import TileSet, load_tile_set
 from pathup.experiments.comparison import Bench, Entry
 from pathup.experiments.contenders import CONTENDERS, Pace, drawn, enlarged, precision_of
 from pathup.sampling.outputs import write_metadata
-from pathup.sampling.runs import GenerateRequest, generate
+from pathup.sampling.runs import GenerateRequest, generate, loaded
 from pathup.slides.images import read_image
 from pathup.tiles.making import METADATA_FILE
 
@@ -73,6 +73,10 @@ class _LargeTable(Bench):
         """Where overviews are, and what becomes of them."""
         return self.output / "drawn"
 
+    def lock_of(self, entry: Entry, generation: int) -> str:
+        """See `Bench.lock_of`: tables 3 and 4 grow the same overviews."""
+        return f"large_{generation}"
+
     def cost_of(self, entry: Entry) -> str:
         """Large images, and crops of them."""
         side = self.recipe.tiles.tile_px * self.factor
@@ -124,15 +128,17 @@ class _LargeTable(Bench):
         if (folder / METADATA_FILE).is_file():
             return folder, Pace(**storage.read_json(folder / PACE_FILE))
         folder.mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows, pipeline = [], None
         for path in sorted(source.glob("*.png")):
             label = path.stem.rpartition("_")[0]
             if not (folder / path.name).is_file():
-                generate(GenerateRequest(
+                asked = GenerateRequest(
                     model=model, out=folder / path.name, label=label, reference=path, seed=generation,
                     window_weight=weight, device=self.request.device, resume=True,
                     precision=precision_of(model),
-                ))  # fmt: skip
+                )  # fmt: skip
+                pipeline = pipeline or loaded(asked)
+                generate(asked, pipeline=pipeline)
                 made += 1
             rows.append({"file_name": path.name, "label": label})
         pace = Pace(made, time.perf_counter() - started)

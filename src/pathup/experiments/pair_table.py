@@ -44,6 +44,10 @@ class PairTable(UpscalingTable):
         """See `UpscalingTable`."""
         return self.output / "drawn" / self.name
 
+    def lock_of(self, entry: Entry, generation: int) -> str:
+        """See `Bench.lock_of`."""
+        return f"pairs_{generation}"
+
     @cached_property
     def pairs(self) -> Pairs:
         """Patches of the test split, each with the overviews that show it."""

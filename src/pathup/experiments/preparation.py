@@ -2,29 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pathup import storage
-from pathup.errors import PathUpError
 from pathup.evaluation.tile_sets import is_tiles_folder
 from pathup.recipes import Recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.making import make_tiles
 from pathup.training.runs import train_autoencoder
 
-__all__ = ["Ground", "Step", "share_of"]
+__all__ = ["Ground", "Step", "carry_out"]
+
+Progress = Callable[[str, int, int], None]
+
+WAIT = 1.0
+"""Seconds between looks at whether other processes are done."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to be done: whether it is, how, and what is known of its cost."""
+    """One thing to be done.
+
+    Attributes
+    ----------
+    what
+        In words.
+    done, do
+        Whether it is, and how.
+    cost
+        What is known of it, in words.
+    lock
+        Steps of one name are not done by two processes at once.
+    needs
+        Whether what it starts from is there.
+    """
 
     what: str
     done: Callable[[], bool]
     do: Callable[[], None]
     cost: str = ""
+    lock: str = ""
+    needs: Callable[[], bool] = lambda: True
+
+
+def carry_out(steps: Sequence[Step], locks: Path, tell: Progress) -> None:
+    """Do all steps that are not done, in their order as far as other processes leave them.
+
+    Several processes may be at the same steps, each with this function: what one is at, the others leave, and wait for
+    in the end. What a process that was killed has begun, another takes up.
+
+    Parameters
+    ----------
+    steps
+        In an order in which they can be done.
+    locks
+        Folder of the locks.
+    tell
+        Called with a step, its number and how many there are.
+    """
+    while left := [(number, step) for number, step in enumerate(steps) if not step.done()]:
+        idle = True
+        for number, step in left:
+            if step.done() or not step.needs():
+                continue
+            with storage.held(locks / f"{step.lock or 'ground'}.lock", wait=False) as own:
+                if own and not step.done():
+                    tell(step.what, number, len(steps))
+                    step.do()
+                idle = idle and not own
+        if idle:
+            time.sleep(WAIT)
 
 
 @dataclass(frozen=True)
@@ -79,17 +129,20 @@ class Ground:
             steps.append(Step("train the autoencoder", self._is_trained, self._train, cost))
         return steps
 
-    def prepare(self) -> None:
+    def prepare(self, locks: Path) -> None:
         """Do what is not done; the experiment's folder holds its recipe already.
+
+        Parameters
+        ----------
+        locks
+            As of `carry_out`.
 
         Raises
         ------
         PathUpError
             Cutting or training fails.
         """
-        for step in self.steps():
-            if not step.done():
-                step.do()
+        carry_out(self.steps(), locks, lambda stage, done, total: None)
 
     def _cut(self) -> None:
         make_tiles(self.data, self.tiles, self.recipe, resume=True)
@@ -103,17 +156,3 @@ class Ground:
             self.tiles, self._run, str(self.output / "recipe.yaml"), pretrained=None, resume=True, changes={},
             cpu=self.cpu, workers=0, wandb_project=None,
         )  # fmt: skip
-
-
-def share_of(text: str) -> tuple[int, int]:
-    """Which part of the jobs a process does, and of how many parts, of ``I/N``.
-
-    Raises
-    ------
-    PathUpError
-        I is not from 0 to N - 1.
-    """
-    own, _, parts = text.partition("/")
-    if not (own.isdecimal() and parts.isdecimal() and int(own) < int(parts)):
-        raise PathUpError(f"--share is '{text}', but I/N with I from 0 to N - 1 was needed (0/2 and 1/2)")
-    return int(own), int(parts)

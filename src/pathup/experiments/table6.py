@@ -2,7 +2,7 @@
 
 The data flow: PathUp's model draws images of every class; each arm of each classifier is trained from each seed with
 the same tuning and judged by regions of 'test'; predictions are kept as CSV, and all figures come from them. What is
-there is not done again, and several processes can share the jobs.
+there is not done again, and several processes share the jobs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathup.downstream.scores import Predictions, read_predictions
 from pathup.errors import PathUpError
 from pathup.experiments.classifier_arms import Job, jobs_of
 from pathup.experiments.contenders import precision_of
-from pathup.experiments.preparation import Step, share_of
+from pathup.experiments.preparation import Step, carry_out
 from pathup.experiments.table6_pages import write_table6
 from pathup.recipes import load_recipe
 from pathup.sampling.runs import GenerateRequest, generate, model_sha256
@@ -45,7 +45,6 @@ class Table6Request:
     features: str = "atlas"
     images: int = 8
     seeds: int = 5
-    share: str = "0/1"
     device: str = "auto"
     threads: int | None = None
     resume: bool = False
@@ -56,7 +55,6 @@ class Table6Request:
         for name, least in (("seeds", 2), ("images", 1)):
             if getattr(self, name) < least:
                 raise PathUpError(f"{name} is {getattr(self, name)}, but at least {least} were needed")
-        share_of(self.share)
 
     @property
     def generator(self) -> Path:
@@ -76,12 +74,12 @@ class Table6Request:
 
 
 def table6(request: Table6Request, progress: Progress | None = None) -> dict[str, Any]:
-    """Carry out the experiment, from where it stands.
+    """Carry out the experiment, from where it stands; several processes may carry out the same one.
 
     Returns
     -------
     dict
-        What ``table6.json`` holds; or ``{"waiting": [names]}`` while jobs of other processes are missing.
+        What ``table6.json`` holds.
 
     Raises
     ------
@@ -98,16 +96,8 @@ def table6(request: Table6Request, progress: Progress | None = None) -> dict[str
     }  # fmt: skip
     storage.claim_folder(request.output, "experiment table6", identity, resume=request.resume)
     steps, jobs = plan(request), jobs_of(CLASSIFIERS, request.images, request.seeds)
-    own, parts = share_of(request.share)
-    if not steps[0].done() and own > 0:
-        raise PathUpError(f"the synthetic images in {request.synthetic} are not all there; run share 0/{parts} first")
-    for number, step in enumerate(steps):
-        tell(step.what, number, len(steps))
-        if (number == 0 or (number - 1) % parts == own) and not step.done():
-            step.do()
-    missing = [job.name for job in jobs if not (request.scores_of(job) / "scores.json").is_file()]
-    if missing:
-        return {"waiting": missing}
+    carry_out(steps, request.output / "locks", tell)
+    tell("table", len(steps), len(steps))
     found: dict[Job, Predictions] = {job: read_predictions(request.scores_of(job) / "predictions.csv") for job in jobs}
     notes = {job: storage.read_json(request.scores_of(job) / "scores.json")["model"] for job in jobs}
     return write_table6(request.output, request.images, request.seeds, recipe, found, notes)
@@ -124,7 +114,8 @@ def plan(request: Table6Request) -> list[Step]:
     jobs = [
         Step(
             f"train and evaluate {job.classifier}, {job.arm.title}, seed {job.seed}",
-            (request.scores_of(job) / "scores.json").is_file, partial(_carry_out, request, job),
+            (request.scores_of(job) / "scores.json").is_file, partial(_carry_out, request, job), "", job.name,
+            draw.done,
         )
         for job in jobs_of(CLASSIFIERS, request.images, request.seeds)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from pathup.experiments.comparison import Bench, ComparisonRequest
 from pathup.experiments.comparison_pages import write_comparison
 from pathup.experiments.large_tables import UpscalingTable, WeightTable
 from pathup.experiments.pair_table import PairTable
-from pathup.experiments.preparation import Step
+from pathup.experiments.preparation import Step, carry_out
 from pathup.experiments.tile_tables import TileTable
 
 __all__ = ["TABLES", "compare", "plan"]
@@ -41,6 +41,8 @@ def plan(request: ComparisonRequest) -> list[Step]:
 def compare(request: ComparisonRequest, progress: Progress | None = None) -> dict[str, Any]:
     """Carry out a comparison, from where it stands; returns what ``NAME.json`` holds.
 
+    Several processes may carry out the same one, or several in one folder: they share what there is to do.
+
     Raises
     ------
     PathUpError
@@ -50,9 +52,6 @@ def compare(request: ComparisonRequest, progress: Progress | None = None) -> dic
     bench, tell = bench_of(request), progress or (lambda stage, done, total: None)
     bench.claim()
     steps = bench.steps()
-    for number, step in enumerate(steps):
-        tell(step.what, number, len(steps))
-        if not step.done():
-            step.do()
+    carry_out(steps, bench.locks, tell)
     tell("table", len(steps), len(steps))
     return write_comparison(bench)

@@ -14,7 +14,7 @@ import transformers
 from pathup import storage
 from pathup.errors import PathUpError
 from pathup.memory import keep_freed_memory
-from pathup.model.pipeline import load_pipeline
+from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.estimate import Estimate, estimate_plan
 from pathup.sampling.image_folder import claim, indices_of, name_of, row_of, write_rows
@@ -39,10 +39,12 @@ from pathup.sampling.tracking import Progress
 from pathup.slides.images import read_image
 from pathup.slides.writer import check_target
 
-__all__ = ["GenerateReport", "GenerateRequest", "estimate", "generate", "model_sha256"]
+__all__ = ["GenerateReport", "GenerateRequest", "estimate", "generate", "loaded", "model_sha256"]
 
 
-def generate(request: GenerateRequest, *, progress: Progress | None = None) -> GenerateReport:
+def generate(
+    request: GenerateRequest, *, progress: Progress | None = None, pipeline: PathUpPipeline | None = None
+) -> GenerateReport:
     """Carry out a request.
 
     Parameters
@@ -52,6 +54,8 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
     progress
         Called as ``progress(stage, done, total)``, in the main process; stages are ``images`` and those of
         `make_large`.
+    pipeline
+        The request's model, as `loaded` has it, for callers that make many requests; unset: it is loaded.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def generate(request: GenerateRequest, *, progress: Progress | None = None) -> G
     """
     started = time.perf_counter()
     with clear_memory_errors():
-        run, kind = _prepared(request)
+        run, kind = _prepared(request, pipeline)
         main = run.processes.is_main
         report = GenerateReport(size_px=run.size_px, device=str(run.pipeline.unet.device), is_main=main)
         shown = progress if main else None
@@ -104,7 +108,23 @@ def model_sha256(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _prepared(request: GenerateRequest) -> tuple[Run, Format | None]:
+def loaded(request: GenerateRequest) -> PathUpPipeline:
+    """A request's model, on its device and in its precision.
+
+    Raises
+    ------
+    PathUpError
+        The model or the device is not there, or does not fit.
+    """
+    device = choose_device(launched_processes(request.device)[1])
+    if device.type == "cpu":
+        keep_freed_memory()
+    diffusers.utils.logging.disable_progress_bar()  # our own bars are about images
+    transformers.utils.logging.disable_progress_bar()
+    return load_pipeline(request.model, device=device, precision=request.precision)
+
+
+def _prepared(request: GenerateRequest, pipeline: PathUpPipeline | None = None) -> tuple[Run, Format | None]:
     """Load the model and check everything, so that nothing is written before a mistake is found."""
     kind = format_of(request.out)
     if kind is not None and (request.level is not None or request.count > 1 or request.label == ALL):
@@ -120,13 +140,8 @@ def _prepared(request: GenerateRequest) -> tuple[Run, Format | None]:
         check_format(request.format)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    processes, device_name = launched_processes(request.device)
-    device = choose_device(device_name)
-    if device.type == "cpu":
-        keep_freed_memory()
-    diffusers.utils.logging.disable_progress_bar()  # our own bars are about images
-    transformers.utils.logging.disable_progress_bar()
-    pipeline = load_pipeline(request.model, device=device, precision=request.precision)
+    processes, _ = launched_processes(request.device)
+    pipeline = pipeline or loaded(request)
     settings = resolve_settings(
         pipeline,
         steps=request.steps,

@@ -88,7 +88,7 @@ class LatentCache:
         }
 
     def fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
-        """Encode what is not yet there.
+        """Encode what is not yet there; of several processes that ask for the same, one does, and the others wait.
 
         Parameters
         ----------
@@ -104,6 +104,10 @@ class LatentCache:
         PathUpError
             The disk is full, or the cache was made from other tiles, another encoder or other orientations.
         """
+        with storage.held(self.folder / "latents.lock"):
+            self._fill(batch_size, device, progress)
+
+    def _fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
         made_from, note = self._made_from, self.folder / "latents.json"
         path, partial = self.folder / "latents.npy", self.folder / "latents.partial.npy"
         known = storage.read_json(note) if note.exists() else None

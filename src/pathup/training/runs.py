@@ -51,6 +51,8 @@ def ask_for_repeatable_kernels() -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        settings: Any = torch.utils.deterministic
+        settings.fill_uninitialized_memory = False  # else, what is about to be written is filled first
 
 
 def changed_recipe(recipe: Recipe, section: str, changes: dict[str, Any]) -> Recipe:
