@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,15 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path) -> None:
         extract(broken, mixed[:1])
 
 
+def test_what_several_want_at_once_is_extracted_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    files = [save(tmp_path / f"{seed}.png", tissue(32, 32, seed=seed)) for seed in range(3)]
+    with ThreadPoolExecutor(4) as wanting:
+        found = list(wanting.map(lambda _: kept_features(means(calls), files, cache=tmp_path / "cache"), range(4)))
+    assert calls == [3]
+    assert all(np.array_equal(one, found[0]) for one in found)
+
+
 def test_kept_features_are_used_until_a_file_the_order_the_view_or_the_weights_change(tmp_path: Path) -> None:
     files = [save(tmp_path / "tiles" / f"{i}.png", tissue(32, 32, seed=i)) for i in range(3)]
     calls: list[int] = []
@@ -101,7 +111,7 @@ def test_a_damaged_kept_file_is_made_anew_and_a_full_disk_only_keeps_nothing(
     files = [save(tmp_path / "tiles" / "0.png", tissue(32, 32))]
     cache = tmp_path / "cache"
     first = kept_features(means(), files, cache=cache)
-    (kept,) = cache.iterdir()
+    (kept,) = cache.glob("*.safetensors")
     whole = kept.read_bytes()
     kept.write_bytes(whole[:20])
     assert np.array_equal(kept_features(means(), files, cache=cache), first) and kept.read_bytes() == whole
@@ -111,7 +121,9 @@ def test_a_damaged_kept_file_is_made_anew_and_a_full_disk_only_keeps_nothing(
 
     monkeypatch.setattr(storage, "atomic_path", full)
     kept.unlink()
-    assert np.array_equal(kept_features(means(), files, cache=cache), first) and not list(cache.iterdir())
+    assert np.array_equal(kept_features(means(), files, cache=cache), first) and not list(cache.glob("*.safetensors"))
+    monkeypatch.setattr(storage, "held", full)
+    assert np.array_equal(kept_features(means(), files, cache=cache), first)
 
 
 def test_a_file_that_is_gone_is_one_sentence(tmp_path: Path) -> None:

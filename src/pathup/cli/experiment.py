@@ -90,7 +90,7 @@ def experiment(
     Examples: pathup experiment table1 --data tiles --output tables --model models/atlas --minutes 60;
     pathup experiment table2 --data tiles --output ablation --autoencoder models/atlas --steps 1500.
     """
-    from pathup.experiments import ablation, table6, tables
+    from pathup.experiments import ablation, tables
     from pathup.experiments.arms import EXPERIMENTS
     from pathup.experiments.comparison import ComparisonRequest
 
@@ -98,6 +98,8 @@ def experiment(
         raise unknown("experiment", name, [*tables.TABLES, *EXPERIMENTS, "table6"])
     chosen = tuple(features or ("atlas",))
     if name == "table6":
+        from pathup.experiments import table6
+
         classified = table6.Table6Request(
             data=data, output=output, model=model, recipe=recipe, features=chosen[0], images=images, seeds=seeds,
             device=device, threads=threads, resume=resume,

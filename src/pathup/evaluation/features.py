@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
@@ -158,25 +159,33 @@ def kept_features(
     ----------
     cache
         The folder of kept features; None keeps and looks for nothing. A damaged file in it is made anew; a full disk
-        only means that nothing is kept.
+        only means that nothing is kept. Of several processes that want the same, one extracts, and the others wait.
     """
     if cache is None:
         return extract(encoder, files, view, progress=progress)
     rule = GREY_RULE if view == "grey" else ""
     told = json.dumps([encoder.described(), view, rule, content_hashes(files)], sort_keys=True)
     path = cache / f"{hashlib.sha256(told.encode()).hexdigest()}.safetensors"
+    features = _whole(path, len(files))
+    if features is None:
+        with ExitStack() as lock:
+            with suppress(PathUpError, OSError):  # the disk is full
+                lock.enter_context(storage.held(cache / "locks" / f"{path.stem}.lock"))
+            features = _whole(path, len(files))
+            if features is None:
+                features = extract(encoder, files, view, progress=progress)
+                with suppress(PathUpError), storage.atomic_path(path) as temporary:
+                    save_file({"features": features}, temporary)
+                return features
+    if progress is not None:
+        progress(len(files), len(files))
+    return features
+
+
+def _whole(path: Path, count: int) -> np.ndarray | None:
+    """Kept features of so many files; None where they are not there, or not whole."""
     try:
         features: np.ndarray = load_file(path)["features"]
-        if len(features) == len(files):
-            if progress is not None:
-                progress(len(files), len(files))
-            return features
     except (SafetensorError, OSError, KeyError):
-        pass  # not there, or not whole
-    features = extract(encoder, files, view, progress=progress)
-    try:
-        with storage.atomic_path(path) as temporary:
-            save_file({"features": features}, temporary)
-    except PathUpError:
-        return features
-    return features
+        return None
+    return features if len(features) == count else None
