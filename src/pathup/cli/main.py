@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "baseline": "Train and draw from the systems that PathUp is compared with.",
     "classify": "Train and evaluate lesion classifiers, with and without synthetic tissue.",
     "experiment": "Train, draw and measure what the paper's tables compare.",
+    "study": "Have pathologists read real and synthetic images blinded, in a browser.",
     "export": "Copy a trained model to pass on, in half the size if wanted.",
 }
 """Verb to its line in ``pathup --help``, in the order in which they are used; each is `pathup.cli.VERB`."""
