@@ -47,7 +47,7 @@ def test_a_changed_answer_supersedes_and_both_stay(answers):
         (Answer(0, "study", 0, 0, 5, comment="x" * 2001), "at most 2000"),
         (Answer(0, "study", 0, 0, 5, comment="\ud800"), "cannot be kept"),
         (Answer(0, "study", 0, 0, 2**70), "1 to 10"),
-        (Answer(0, "other", 0, 0, 5), "cannot be kept"),
+        (Answer(0, "other", 0, 0, 5), "no such round"),
     ],
 )
 def test_what_is_refused_leaves_no_trace(answers, answer, said):

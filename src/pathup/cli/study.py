@@ -91,3 +91,41 @@ def serve(
             run(study_app(found, answers), listening)
         finally:
             answers.close()
+
+
+@app.command()
+def report(
+    folder: Folder,
+    output: Annotated[Path | None, typer.Option(help="Folder to be made. [default: FOLDER/report]")] = None,
+    margin: Annotated[float, typer.Option(help="Points by which synthetic images may score lower.")] = 1.0,
+    interim: Annotated[
+        bool, typer.Option("--interim", help="Although readers have images left; whoever sees it knows the key.")
+    ] = False,
+) -> None:
+    """Make the report of a study: table 5, AUC, agreement, plots, one page.
+
+    Example: pathup study report reading --margin 1.
+    """
+    from pathup.study.folder import StudyFolder
+    from pathup.study.report import write_report
+
+    for path in write_report(StudyFolder(folder), output or folder / "report", margin=margin, interim=interim):
+        typer.echo(path)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    target: Annotated[Path, typer.Argument(help="CSV file to be written.")],
+    key: Annotated[
+        bool, typer.Option("--key", help="With which image each answer is of, once all images are read.")
+    ] = False,
+) -> None:
+    """Write every answer as CSV, with those that were changed later, for other programs.
+
+    Example: pathup study export reading answers.csv --key.
+    """
+    from pathup.study.folder import StudyFolder
+    from pathup.study.report import write_export
+
+    typer.echo(f"{write_export(StudyFolder(folder), target, with_key=key)} answers written to {target}")

@@ -1,8 +1,8 @@
 """What readers say, kept in SQLite so that nothing is lost and nothing is overwritten.
 
-The data flow: requests hand their answers to one thread, which takes all that are waiting, checks each against what is
-there, writes them in one transaction, and says so to each only when that is on the disk. An answer that is changed is
-one more row; the newest of a place counts.
+The data flow: requests hand their answers to one thread, which takes all that are waiting, checks each against where
+its reader stands, writes them in one transaction, and says so to each only when that is on the disk; only then is it
+known to others where the reader stands. An answer that is changed is one more row; the newest of a place counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -128,8 +128,8 @@ class Answers:
             self._writing.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise PathUpError(f"{path} cannot be opened ({error}); is the disk full, or the file damaged?") from error
-        self._waiting: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any], Future[Any]] | None]
-        self._waiting = queue.SimpleQueue()
+        self._known: dict[int, Progress] = {}  # what is on the disk, of readers who were asked for
+        self._waiting: queue.SimpleQueue[tuple[_Work, Future[Any]] | None] = queue.SimpleQueue()
         self._local = threading.local()
         self._writer = threading.Thread(target=self._write, name="answers", daemon=True)
         self._writer.start()
@@ -148,13 +148,13 @@ class Answers:
         Its exception is `RefusedAnswerError` where the answer is out of range, the page that sent it lies behind, or
         an image before it has no answer yet; another PathUpError where the disk is full.
         """
-        return self._ask(lambda connection: _give(connection, answer))
+        return self._ask(lambda connection, known: _give(connection, answer, known))
 
     def consent(self, reader: int) -> Future[None]:
         """Keep that a reader agreed to take part; the first time counts."""
-        return self._ask(lambda connection: _consent(connection, reader))
+        return self._ask(lambda connection, known: _consent(connection, reader, known))
 
-    def _ask(self, work: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+    def _ask(self, work: _Work) -> Future[Any]:
         future: Future[Any] = Future()
         self._waiting.put((work, future))
         return future
@@ -173,18 +173,24 @@ class Answers:
             if ends:
                 return
 
-    def _commit(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]) -> None:
+    def _commit(self, batch: list[tuple[_Work, Future[Any]]]) -> None:
         connection, results = self._writing, list[tuple[Future[Any], Any, Exception | None]]()
+        known = _Standings(connection, self._known)
         try:
             connection.execute("BEGIN IMMEDIATE")
             for work, future in batch:
                 try:
-                    results.append((future, work(connection), None))
+                    results.append((future, work(connection, known), None))
                 except RefusedAnswerError as refused:
                     results.append((future, None, refused))
-                except (sqlite3.IntegrityError, UnicodeError, OverflowError):  # what no page of ours sends
+                except sqlite3.IntegrityError:  # another process has written: what it wrote is read anew
+                    known.clear()
+                    self._known.clear()
+                    results.append((future, None, RefusedAnswerError("this page lies behind; load it again")))
+                except (UnicodeError, OverflowError):  # what no page of ours sends
                     results.append((future, None, RefusedAnswerError("this cannot be kept")))
             connection.execute("COMMIT")
+            self._known.update(known)
         except Exception as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -205,16 +211,12 @@ class Answers:
         yield self._local.connection
 
     def progress(self, reader: int) -> Progress:
-        """How far a reader is."""
-        with self._reading() as connection:
-            rows = dict(connection.execute(
-                "SELECT round, COUNT(DISTINCT place) FROM answers WHERE reader = ? GROUP BY round", (reader,)
-            ))  # fmt: skip
-            count, last = connection.execute(
-                "SELECT COUNT(*), MAX(at) FROM answers WHERE reader = ?", (reader,)
-            ).fetchone()
-            consented = connection.execute("SELECT at FROM consents WHERE reader = ?", (reader,)).fetchone()
-        return Progress(consented and consented[0], count, rows.get("practice", 0), rows.get("study", 0), last)
+        """How far a reader is, by what is on the disk."""
+        known = self._known.get(reader)
+        if known is None:
+            with self._reading() as connection:
+                known = self._known.setdefault(reader, _standing(connection, reader))
+        return known
 
     def newest(self, reader: int, round_: Round, place: int) -> Answer | None:
         """The answer that counts for an image; None where there is none."""
@@ -241,29 +243,60 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _consent(connection: sqlite3.Connection, reader: int) -> None:
-    connection.execute("INSERT OR IGNORE INTO consents VALUES (?, ?)", (reader, _now()))
+def _standing(connection: sqlite3.Connection, reader: int) -> Progress:
+    rows = dict(connection.execute(
+        "SELECT round, COUNT(DISTINCT place) FROM answers WHERE reader = ? GROUP BY round", (reader,)
+    ))  # fmt: skip
+    count, last = connection.execute("SELECT COUNT(*), MAX(at) FROM answers WHERE reader = ?", (reader,)).fetchone()
+    consented = connection.execute("SELECT at FROM consents WHERE reader = ?", (reader,)).fetchone()
+    return Progress(consented and consented[0], count, rows.get("practice", 0), rows.get("study", 0), last)
 
 
-def _give(connection: sqlite3.Connection, answer: Answer) -> int:
+class _Standings(dict[int, Progress]):
+    """Where readers stand once a transaction is through, begun from what is known, else from the database."""
+
+    def __init__(self, connection: sqlite3.Connection, known: dict[int, Progress]) -> None:
+        super().__init__()
+        self._connection, self._before = connection, known
+
+    def __missing__(self, reader: int) -> Progress:
+        self[reader] = self._before.get(reader) or _standing(self._connection, reader)
+        return self[reader]
+
+
+_Work = Callable[[sqlite3.Connection, _Standings], Any]
+
+
+def _consent(connection: sqlite3.Connection, reader: int, known: _Standings) -> None:
+    if known[reader].consented is None:
+        now = _now()
+        connection.execute("INSERT INTO consents VALUES (?, ?)", (reader, now))
+        known[reader] = replace(known[reader], consented=now)
+
+
+def _give(connection: sqlite3.Connection, answer: Answer, known: _Standings) -> int:
     if answer.score not in SCORES:
         raise RefusedAnswerError(f"a score is {SCORES[0]} to {SCORES[-1]}")
     if answer.comment is not None and len(answer.comment) > MOST_COMMENT:
         raise RefusedAnswerError(f"a comment has at most {MOST_COMMENT} characters")
-    if connection.execute("SELECT 1 FROM consents WHERE reader = ?", (answer.reader,)).fetchone() is None:
+    if answer.round not in ("practice", "study"):
+        raise RefusedAnswerError("there is no such round")
+    before = known[answer.reader]
+    if before.consented is None:
         raise RefusedAnswerError("please agree to take part first")
-    turn = connection.execute("SELECT COUNT(*) FROM answers WHERE reader = ?", (answer.reader,)).fetchone()[0]
-    if answer.turn != turn:
+    if answer.turn != before.turn:
         raise RefusedAnswerError("this page lies behind: an answer was given elsewhere, or this one twice")
-    known = connection.execute(
-        "SELECT COUNT(DISTINCT place) FROM answers WHERE reader = ? AND round = ?", (answer.reader, answer.round)
-    ).fetchone()[0]
-    if not 0 <= answer.place <= known:
+    done = before.practice if answer.round == "practice" else before.study
+    if not 0 <= answer.place <= done:
         raise RefusedAnswerError("an image before this one has no answer yet")
+    now = _now()
     connection.execute(
         "INSERT INTO answers (reader, round, place, turn, score, guess, comment, seconds, at) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (answer.reader, answer.round, answer.place, turn, answer.score, answer.guess, answer.comment, answer.seconds,
-         _now()),
+        (answer.reader, answer.round, answer.place, answer.turn, answer.score, answer.guess, answer.comment,
+         answer.seconds, now),
     )  # fmt: skip
-    return turn + 1
+    after = replace(before, turn=before.turn + 1, last=now)
+    done = max(done, answer.place + 1)
+    known[answer.reader] = replace(after, practice=done) if answer.round == "practice" else replace(after, study=done)
+    return before.turn + 1

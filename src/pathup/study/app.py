@@ -129,7 +129,7 @@ class _Study:
     async def reader_page(self, request: Request) -> Response:
         """Consent and instructions, then the reading."""
         reader = self._reader(request)
-        state = await run_in_threadpool(self._state, reader)
+        state = self._state(reader)
         values = {
             "title": self.folder.title, "link": request.path_params["link"], "counts": state["counts"],
             "labels": self.folder.labels, "mpp": self.folder.mpp, "side_px": self.folder.side_px,
@@ -145,7 +145,7 @@ class _Study:
 
     async def state(self, request: Request) -> Response:
         """Where a reader stands, as JSON."""
-        return JSONResponse(await run_in_threadpool(self._state, self._reader(request)))
+        return JSONResponse(self._state(self._reader(request)))
 
     async def earlier(self, request: Request) -> Response:
         """A reader's own answer to an image, as JSON, so that it can be changed."""
@@ -158,7 +158,7 @@ class _Study:
     async def image(self, request: Request) -> Response:
         """An image that a reader has come to."""
         reader, (round_, place) = self._reader(request), _image_of(request)
-        if not await run_in_threadpool(self._may_see, reader, round_, place):
+        if not self._may_see(reader, round_, place):
             raise HTTPException(404, "this image comes later")
         content = await run_in_threadpool(_content, self.folder.file_of(reader, round_, place))
         return Response(content, media_type="image/jpeg")
@@ -176,7 +176,7 @@ class _Study:
             raise HTTPException(422, "this is no answer: guess is no class of the study")
         if sent.place >= self.folder.count(sent.round):
             raise HTTPException(404, "there is no such image")
-        if not await run_in_threadpool(self._may_see, reader, sent.round, sent.place):
+        if not self._may_see(reader, sent.round, sent.place):
             raise HTTPException(409, "this image comes later")
         try:
             await asyncio.wrap_future(self.answers.give(Answer(reader=reader, **sent.model_dump())))
@@ -184,14 +184,14 @@ class _Study:
             raise HTTPException(409, str(refused)) from refused
         except PathUpError as problem:
             raise HTTPException(507, "the answer could not be kept; tell whoever runs the study") from problem
-        return JSONResponse(await run_in_threadpool(self._state, reader))
+        return JSONResponse(self._state(reader))
 
     async def administration(self, request: Request) -> Response:
         """Who has read how much; no score of anyone."""
         if self._owner(request) != ADMINISTRATOR:
             raise HTTPException(404, "this link is not known; ask whoever sent it for a new one")
         links = {whose: link for link, whose in self.folder.links().items()}
-        known = await run_in_threadpool(lambda: [self.answers.progress(r) for r in range(len(self.folder.readers))])
+        known = [self.answers.progress(reader) for reader in range(len(self.folder.readers))]
         rows = [
             {"name": name, "link": f"{request.base_url}r/{links[reader]}", "progress": known[reader]}
             for reader, name in enumerate(self.folder.readers)
