@@ -80,14 +80,14 @@ class _Study:
     # -- whose page it is -----------------------------------------------------------------------------------
 
     def _owner(self, request: Request) -> int:
+        whose = self.folder.owner(request.path_params["link"])
+        if whose is not None:  # whatever others at the same address have tried
+            return whose
         address = request.client.host if request.client else ""
         if self.wrong.too_many(address):
             raise HTTPException(429, "too many links that are not known; wait a minute", {"retry-after": "60"})
-        whose = self.folder.owner(request.path_params["link"])
-        if whose is None:
-            self.wrong.add(address)
-            raise HTTPException(404, "this link is not known; ask whoever sent it for a new one")
-        return whose
+        self.wrong.add(address)
+        raise HTTPException(404, "this link is not known; ask whoever sent it for a new one")
 
     def _reader(self, request: Request) -> int:
         whose = self._owner(request)

@@ -169,7 +169,8 @@ def new_study(request: StudyRequest, progress: Callable[[str, int, int], None] |
     folder, tell = request.folder, progress or (lambda stage, done, total: None)
     if folder.exists():
         raise PathUpError(f"{folder} exists already; name another folder, so that no answers are lost")
-    arms = [candidates(arm, split=request.split, mpp=request.mpp) for arm in (request.real, request.synthetic)]
+    real = candidates(request.real, split=request.split, mpp=request.mpp)
+    arms = [real, candidates(request.synthetic, mpp=request.mpp)]
     chosen = drawn_images(arms[0], arms[1], request.per_class, request.seed)
     taken = {drawn.image.file for drawn in chosen}
     labels = sorted({drawn.image.label for drawn in chosen})
