@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
     "train": "Train an autoencoder, a diffusion model or a tissue encoder on tiles.",
     "generate": "Synthesise large tissue images, or single tiles, from a trained model.",
+    "view": "Look at a slide or a generated image in the browser, or at two side by side.",
     "evaluate": "Measure synthetic tiles and images beside real ones.",
     "baseline": "Train and draw from the systems that PathUp is compared with.",
     "classify": "Train and evaluate lesion classifiers, with and without synthetic tissue.",
