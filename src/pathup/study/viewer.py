@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class LocalHost:
         """See ASGI."""
         if scope["type"] == "http":
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if not _is_loopback(host.rsplit(":", 1)[0] if host.rsplit(":", 1)[-1].isdecimal() else host):
+            if not _is_loopback(re.sub(r":\d+$", "", host)):
                 await PlainTextResponse("this is not the address that PathUp told", 403)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -201,10 +202,11 @@ def view(
     listening.listen()  # from now on a browser waits for its answer
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
-    say(address)
-    if not local:
-        say("whoever can reach this machine can look at these images; Ctrl-C ends it")
-    if browser and (sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        webbrowser.open(address)
+    app = viewer_app(slides, layer, local=local)
     with suppress(KeyboardInterrupt):
-        serve(viewer_app(slides, layer, local=local), listening)
+        say(address)
+        if not local:
+            say("whoever can reach this machine can look at these images; Ctrl-C ends it")
+        if browser and (sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            webbrowser.open(address)
+        serve(app, listening)

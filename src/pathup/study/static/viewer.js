@@ -40,7 +40,7 @@ function extent(some) {
 /* The scale at which some images are seen whole, one over the other, in the active panel. */
 function fitting(some) {
   const [left, top, right, bottom] = extent(some);
-  const square = active.unit[0] / active.unit[1]; // as wide as a shared unit of height is high
+  const square = active.unit[0] / active.unit[1]; // a shared unit of height is so many of width
   return Math.max((right - left) / active.across, ((bottom - top) * square) / active.down);
 }
 
