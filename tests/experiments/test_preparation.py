@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def started(folder: Path, seconds: float) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=share, args=(folder, seconds))
+    process = multiprocessing.get_context("fork").Process(target=share, args=(folder, seconds))
     process.start()
     return process
 
