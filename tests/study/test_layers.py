@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from pathup.errors import PathUpError
-from pathup.study.deep_tiles import DeepImage
+from pathup.study.deep_tiles import FolderTiles
 from pathup.study.layers import COLOURS, read_layer
 
-IMAGE = DeepImage(Path("slide.ome.tiff"), (400, 300), (0.5, 0.5))
-BARE = DeepImage(Path("bare.png"), (400, 300), None)
+IMAGE = FolderTiles(Path("slide.ome.tiff"), (400, 300), (0.5, 0.5))
+BARE = FolderTiles(Path("bare.png"), (400, 300), None)
 
 
 def square(left: float, top: float, side: float) -> list[list[float]]:

@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 from pathup.errors import PathUpError
 from pathup.slides.deepzoom import write_deepzoom
 from pathup.slides.writer import write_ome_tiff, write_png
-from pathup.study.deep_tiles import DeepImage, open_tiles
+from pathup.study.deep_tiles import DeepImage, FolderTiles, open_tiles
 from pathup.study.layers import LayoutLayer, read_layer
 from pathup.study.viewer import same_field, view, viewer_app
 from pathup.study.web import bound
@@ -226,7 +226,7 @@ def test_a_layout_of_class_numbers_is_a_picture(folder: Path, tmp_path: Path) ->
     ],
 )
 def test_the_same_field(one: Any, other: Any, same: bool) -> None:
-    images = [DeepImage(Path("a"), size, mpp and (mpp, mpp)) for size, mpp in (one, other)]
+    images = [FolderTiles(Path("a"), size, mpp and (mpp, mpp)) for size, mpp in (one, other)]
     assert same_field(*images) is same is same_field(*reversed(images))
 
 

@@ -25,7 +25,15 @@ from pathup import __version__, storage
 from pathup.slides.pyramid import Level, checked_bands, encode_jpeg
 from pathup.slides.targets import DZI_ENDING, PROVENANCE_FILE, check_target, remove_leftovers, tiles_folder
 
-__all__ = ["deepzoom_provenance", "deepzoom_shapes", "whole_deepzoom_shape", "write_deepzoom"]
+__all__ = [
+    "DeepZoomIndex",
+    "deepzoom_provenance",
+    "deepzoom_shapes",
+    "index_text",
+    "read_index",
+    "whole_deepzoom_shape",
+    "write_deepzoom",
+]
 
 _NAMESPACE = "http://schemas.microsoft.com/deepzoom/2008"
 _ENDING = "jpeg"
@@ -101,7 +109,7 @@ def write_deepzoom(
     try:
         with storage.atomic_path(target) as index:
             partial.mkdir()
-            index.write_text(_index(shape, tile_px, overlap), encoding="utf-8")
+            index.write_text(index_text(shape, tile_px, overlap), encoding="utf-8")
             (partial / PROVENANCE_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
             top: Level | None = None
             for number, level_shape in enumerate(deepzoom_shapes(*shape)[::-1]):
@@ -126,7 +134,7 @@ def whole_deepzoom_shape(target: Path) -> tuple[int, int] | None:
 
     Tiles are listed, not opened: a gigapixel image takes a fraction of a second.
     """
-    index = _read_index(target)
+    index = read_index(target)
     if index is None:
         return None
     try:
@@ -172,39 +180,41 @@ class _TileFiles:
 
 
 @dataclass(frozen=True)
-class _Index:
-    """What a ``.dzi`` file says."""
+class DeepZoomIndex:
+    """What a ``.dzi`` file says: sides and overlap in pixels, and the ending of the tiles' names."""
 
     height: int
     width: int
     tile_px: int
+    overlap: int
     ending: str
 
 
-def _index(shape: tuple[int, int], tile_px: int, overlap: int) -> str:
+def index_text(shape: tuple[int, int], tile_px: int, overlap: int, ending: str = _ENDING) -> str:
+    """The ``.dzi`` document of an image of (rows, columns)."""
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f'<Image xmlns="{_NAMESPACE}" Format="{_ENDING}" Overlap="{overlap}" TileSize="{tile_px}">'
+        f'<Image xmlns="{_NAMESPACE}" Format="{ending}" Overlap="{overlap}" TileSize="{tile_px}">'
         f'<Size Width="{shape[1]}" Height="{shape[0]}"/></Image>\n'
     )
 
 
-def _read_index(target: Path) -> _Index | None:
+def read_index(target: Path) -> DeepZoomIndex | None:
     """Read a ``.dzi`` file; None where it isn't one. XML that declares anything of its own is not parsed."""
     try:
         with target.open("rb") as handle:
-            text = handle.read(_INDEX_BYTES).decode("utf-8")
+            text = handle.read(_INDEX_BYTES).decode("utf-8-sig")
         if "<!" in text:
             return None
         root = ElementTree.fromstring(text)  # noqa: S314  (no entities: checked above)
         size = root.find(f"{{{_NAMESPACE}}}Size")
         if size is None:
             return None
-        numbers = (int(node.get(name, "")) for node, name in ((size, "Height"), (size, "Width"), (root, "TileSize")))
-        height, width, tile_px = numbers
+        height, width = (int(size.get(name, "")) for name in ("Height", "Width"))
+        tile_px, overlap = (int(root.get(name, "")) for name in ("TileSize", "Overlap"))
     except (OSError, ValueError, ElementTree.ParseError):
         return None
     ending = root.get("Format", "")
-    if min(height, width, tile_px) < 1 or re.fullmatch("[a-z]{1,5}", ending) is None:
+    if min(height, width, tile_px) < 1 or not 0 <= overlap < tile_px or re.fullmatch("[a-z]{1,5}", ending) is None:
         return None
-    return _Index(height, width, tile_px, ending)
+    return DeepZoomIndex(height, width, tile_px, overlap, ending)

@@ -14,19 +14,19 @@ import json
 import math
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
-from xml.etree import ElementTree
 
 import numpy as np
 import openslide
 from PIL import Image
 
 from pathup.errors import PathUpError
-from pathup.slides.deepzoom import deepzoom_shapes
+from pathup.slides.deepzoom import deepzoom_shapes, index_text, read_index
 from pathup.slides.images import read_image
 from pathup.slides.pyramid import encode_jpeg, halved
 from pathup.slides.reader import PLAUSIBLE_MPP, SLIDE_SUFFIXES, Slide, open_slide
@@ -50,13 +50,11 @@ BLOCKS_KEPT = 96
 MEDIA_TYPES = {"jpeg": "image/jpeg", "jpg": "image/jpeg", "png": "image/png"}
 """Of tiles, by the ending of their names."""
 
-_NAMESPACE = "http://schemas.microsoft.com/deepzoom/2008"
-_INDEX_BYTES = 10_000
 _NEARLY_TWICE = 1.999
 """A file's level is taken where it is less than so much finer; recorded ratios of levels are rounded (2.0003)."""
 
 
-class DeepImage:
+class DeepImage(ABC):
     """An image as Deep Zoom sees it.
 
     Attributes
@@ -95,11 +93,7 @@ class DeepImage:
 
     def descriptor(self) -> str:
         """The ``.dzi`` document."""
-        return (
-            '<?xml version="1.0" encoding="UTF-8"?>\n'
-            f'<Image xmlns="{_NAMESPACE}" Format="{self.ending}" Overlap="{self.overlap}" TileSize="{self.tile_px}">'
-            f'<Size Width="{self.size[0]}" Height="{self.size[1]}"/></Image>\n'
-        )
+        return index_text((self.size[1], self.size[0]), self.tile_px, self.overlap, self.ending)
 
     def box(self, level: int, column: int, row: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of a tile, overlap included, in pixels of its level.
@@ -123,6 +117,7 @@ class DeepImage:
             min(top + more, rows),
         )
 
+    @abstractmethod
     def tile(self, level: int, column: int, row: int) -> bytes:
         """A tile as the bytes of an image file.
 
@@ -133,7 +128,6 @@ class DeepImage:
         PathUpError
             The file is damaged or gone.
         """
-        raise NotImplementedError
 
 
 class Levels(Protocol):
@@ -362,28 +356,20 @@ def _png_mpp(path: Path) -> tuple[float, float] | None:
 
 
 def _open_folder(path: Path, stated: tuple[float, float] | None) -> FolderTiles:
-    """A DeepZoom image by its index. XML that declares anything of its own is not parsed."""
+    """A DeepZoom image by its index."""
     if not path.is_file():
         raise PathUpError(f"image {path} does not exist")
     if not tiles_folder(path).is_dir():
         raise PathUpError(f"the tiles of {path} are not there; they belong into {tiles_folder(path).name} beside it")
-    try:
-        with path.open("rb") as handle:
-            text = handle.read(_INDEX_BYTES).decode("utf-8-sig")
-        if "<!" in text:
-            raise ValueError
-        root = ElementTree.fromstring(text)  # noqa: S314  (no entities: checked above)
-        size = root.find(f"{{{_NAMESPACE}}}Size")
-        width, height = (int(size.get(name, "")) for name in ("Width", "Height")) if size is not None else (0, 0)
-        tile_px, overlap = (int(root.get(name, "")) for name in ("TileSize", "Overlap"))
-    except (ValueError, ElementTree.ParseError):
-        width = height = tile_px = overlap = 0
-    ending = root.get("Format", "") if width else ""
-    if min(width, height, tile_px) < 1 or not 0 <= overlap < tile_px or ending not in MEDIA_TYPES:
+    index = read_index(path)
+    if index is None or index.ending not in MEDIA_TYPES:
         raise PathUpError(f"{path} is no index of a DeepZoom image of JPEG or PNG tiles; export it again")
     try:
         told = json.loads((tiles_folder(path) / PROVENANCE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = None
     recorded = _plausible(told.get("mpp")) if isinstance(told, dict) else None
-    return FolderTiles(path, (width, height), recorded or stated, tile_px=tile_px, overlap=overlap, ending=ending)
+    return FolderTiles(
+        path, (index.width, index.height), recorded or stated, tile_px=index.tile_px, overlap=index.overlap,
+        ending=index.ending,
+    )  # fmt: skip

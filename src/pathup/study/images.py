@@ -22,6 +22,8 @@ from pathup import draws, storage
 from pathup.errors import PathUpError
 from pathup.slides.images import image_size
 from pathup.slides.reader import open_slide
+from pathup.tiles.making import METADATA_FILE
+from pathup.tiles.regions import SPLITS
 
 __all__ = ["QUALITY", "Candidate", "Drawn", "Look", "candidates", "common_look", "drawn_images", "write_images"]
 
@@ -34,9 +36,7 @@ BLOCK_BYTES = 65_536
 LARGEST_PX = 8192
 """Side of an image that browsers still show as one."""
 
-SPLITS = ("train", "val", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-METADATA_FILE = "metadata.jsonl"
 _NUMBERED = re.compile(r"\d+_(?=.)")  # BRACS numbers its class folders: 0_N, 1_PB, ...
 
 
