@@ -5,11 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import cross_val_predict
 from starlette.testclient import TestClient
 
 from pathup.study import app as module
@@ -211,40 +207,6 @@ def test_every_response_has_its_headers_and_says_nothing_of_the_server(served, f
         if not path.startswith("/static"):
             assert headers["cache-control"] == "no-store"
             assert "last-modified" not in headers and "etag" not in headers
-
-
-def test_whatever_a_browser_receives_but_the_pixels_does_not_tell_the_arms_apart(tmp_path):
-    """A forest is given all of a response but the image's own bytes: headers, names, lengths, order, seconds.
-
-    60 images of each arm, real ones of 4 times as many bytes before they are made alike. The bootstrap interval of its
-    cross-validated AUC holds 0.5.
-    """
-    study = made_study(tmp_path, per_class=30, repeats=0.0, practice=0, readers=("anna",))
-    answers = Answers(tmp_path / "answers.sqlite")
-    rows, arms = [], []
-    with TestClient(study_app(study, answers)) as client:
-        base = f"/r/{link_of(study)}"
-        client.post(f"{base}/consent", headers=ORIGIN)
-        for place, index in enumerate(study.orders[0]):
-            started = module.time.perf_counter()
-            response = client.get(f"{base}/study/{place}/image.jpg")
-            took = module.time.perf_counter() - started
-            names = sorted(name for name in response.headers)
-            rows.append([
-                place, len(response.content), took, hash(tuple(names)) % 97, len(str(response.headers)),
-                response.content.find(b"\xff\xda"), len(response.url.path),
-                client.get(f"{base}/state").json()["place"], *np.frombuffer(response.content[:20], np.uint8),
-            ])  # fmt: skip
-            arms.append(study.images[index].synthetic)
-            assert answered(client, base, round="study", place=place, turn=place).status_code == 200
-    answers.close()
-    forest = RandomForestClassifier(300, min_samples_leaf=3, random_state=0)
-    told = cross_val_predict(forest, np.array(rows), np.array(arms), cv=10, method="predict_proba")[:, 1]
-    draw, truth = np.random.default_rng(0), np.array(arms)
-    aucs = [roc_auc_score(truth[own], told[own]) for own in draw.integers(0, len(truth), (1000, len(truth)))]
-    low, high = np.quantile(aucs, (0.005, 0.995))  # 99 %: seconds are chance, and a test that fails once in 20 is none
-    assert low <= 0.5 <= high, (low, high)
-    assert len({tuple(row[1:2] + row[3:7]) for row in rows}) <= 3  # constant but for the digits of a place
 
 
 def test_files_are_read_from_the_folder_that_was_given(served, folder):

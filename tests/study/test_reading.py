@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import pytest
 
 from pathup.study.answers import Answers
@@ -20,39 +13,9 @@ from pathup.study.folder import ADMINISTRATOR, StudyFolder
 from pathup.study.report import write_report
 from tests.study.browser import chromium
 from tests.study.made import made_study
+from tests.study.server import Server
 
 WAIT_MS = 30_000
-
-
-class Server:
-    """``pathup study serve`` in a process of its own, always at the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "pathup", "study", "serve", str(self._folder), "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                assert httpx.get(f"{self.address}/static/pathup.css", timeout=1).status_code == 200
-                return
-            except httpx.TransportError:
-                assert time.monotonic() < deadline and self._process.poll() is None
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
 
 @pytest.fixture
@@ -178,6 +141,31 @@ def test_a_reader_pauses_goes_back_changes_an_answer_and_comes_back_on_another_d
     rows = [(row["place"], row["score"]) for row in answers.rows(0) if row["round"] == "study"]
     answers.close()
     assert rows == [(0, 6), (0, 9)]
+
+
+def test_an_image_that_does_not_come_is_asked_for_again_and_not_scored_before(study, server):
+    link = next(link for link, whose in study.links().items() if whose == 2)
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page.goto(f"{server.address}/r/{link}")
+        page.click("text=I agree")
+        until(page, SHOWN)
+        where = page.locator("#where").inner_text()
+        page.route("**/practice/1/image.jpg", lambda route: route.abort())
+        page.keyboard.press("3")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#trouble:not([hidden])", timeout=WAIT_MS)
+        assert "could not be loaded" in page.locator("#trouble").inner_text()
+        assert page.locator("#where").inner_text() != where
+        page.keyboard.press("4")
+        page.keyboard.press("Enter")
+        assert page.locator("#next").is_disabled()
+        page.unroute("**/practice/1/image.jpg")
+        until(page, SHOWN)
+        assert page.locator("#trouble").is_hidden() and page.locator("#next").is_enabled()  # the 4 still stands
+    answers = Answers(study.answers_file)
+    assert [row["score"] for row in answers.rows(2)] == [3]
+    answers.close()
 
 
 def test_everything_fits_the_screens_that_readers_have(study, server):

@@ -4,11 +4,14 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const stage = byId("image"), form = byId("answer"), next = byId("next"), back = byId("back"), trouble = byId("trouble");
+  const NOT_LOADED = "The image could not be loaded. It is tried again every two seconds; check the connection.", AGAIN_MS = 2000;
   const mpp = Number(stage.dataset.mpp), base = `/r/${stage.dataset.link}`;
   let state = null;      // where the reader stands, by the server
   let shown = null;      // {round, place}: what is on the screen
   let since = 0;         // when it came
+  let ready = false;     // whether its image is on the screen: what is not seen is not scored
   let busy = false;
+  let again = 0;         // the next try to load an image
   let begun = false;     // whether the reader has seen that the practice is over
 
   const viewer = OpenSeadragon({
@@ -50,20 +53,28 @@
 
   const isNext = () => shown.round === state.round && shown.place === state.place;
 
+  const mayGoOn = () => { next.disabled = busy || !ready || !new FormData(form).get("score"); };
+
+  function load() {
+    viewer.open({ type: "image", url: `${base}/${shown.round}/${shown.place}/image.jpg`, buildPyramid: true });
+  }
+
   function show(round, place, answer) {
     shown = { round, place };
+    ready = false;
+    clearTimeout(again);
+    byId("scale-bar").firstElementChild.textContent = "";
     form.reset();
-    next.disabled = true;
     if (answer) {
       const chosen = form.querySelector(`input[name=score][value="${answer.score}"]`);
       if (chosen) { chosen.checked = true; }
       form.elements.guess.value = answer.guess || "";
       form.elements.comment.value = answer.comment || "";
-      next.disabled = false;
     }
+    mayGoOn();
     tell();
     viewer.close();
-    viewer.open({ type: "image", url: `${base}/${round}/${place}/image.jpg`, buildPyramid: true });
+    load();
     if (document.activeElement && document.activeElement !== document.body) { document.activeElement.blur(); }
   }
 
@@ -84,7 +95,7 @@
   async function send(event) {
     event.preventDefault();
     const score = new FormData(form).get("score");
-    if (busy || !score || !shown) { return; }
+    if (busy || !score || !shown || !ready) { return; }
     busy = true;
     next.disabled = true;
     const answer = {
@@ -96,8 +107,8 @@
       goOn();
     } catch (error) {
       if (error.status === 409) { await renew(); say(`${error.message}. This is where the reading stands.`); }
-      else { say(`${error.message}. The answer is not kept yet; try again.`); next.disabled = false; }
-    } finally { busy = false; }
+      else { say(`${error.message}. The answer is not kept yet; try again.`); }
+    } finally { busy = false; mayGoOn(); }
   }
 
   async function goBack() {
@@ -106,13 +117,13 @@
     try {
       const place = shown.place - 1;
       show(shown.round, place, await ask(`/${shown.round}/${place}/answer`));
-    } catch (error) { say(error.message); } finally { busy = false; }
+    } catch (error) { say(error.message); } finally { busy = false; mayGoOn(); }
   }
 
   function choose(score) {
     const input = form.querySelector(`input[name=score][value="${score}"]`);
     input.checked = true;
-    next.disabled = false;
+    mayGoOn();
   }
 
   function pause(on) {
@@ -140,15 +151,21 @@
     if (keys[event.key]) { keys[event.key](); event.preventDefault(); }
   });
   form.addEventListener("submit", send);
-  form.addEventListener("change", () => { next.disabled = busy || !new FormData(form).get("score"); });
+  form.addEventListener("change", mayGoOn);
   back.addEventListener("click", goBack);
   byId("fit").addEventListener("click", fit);
   byId("full-size").addEventListener("click", fullSize);
   byId("pause").addEventListener("click", () => pause(true));
   byId("go-on").addEventListener("click", () => pause(false));
   byId("begin").addEventListener("click", () => { begun = true; goOn(); });
-  viewer.addHandler("open", () => { since = performance.now(); scaleBar(); });
-  viewer.addHandler("open-failed", () => say("The image could not be loaded. Check the connection, then reload the page."));
+  viewer.addHandler("open", () => {
+    if (!ready && trouble.textContent === NOT_LOADED) { say(""); }
+    ready = true;
+    since = performance.now();
+    scaleBar();
+    mayGoOn();
+  });
+  viewer.addHandler("open-failed", () => { say(NOT_LOADED); again = setTimeout(load, AGAIN_MS); });
   for (const name of ["animation", "resize", "zoom"]) { viewer.addHandler(name, scaleBar); }
   renew();
 })();
