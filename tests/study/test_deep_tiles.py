@@ -215,6 +215,17 @@ def test_openslides_own_deep_zoom_has_the_same_tiles(tmp_path: Path) -> None:
                 assert (own == np.asarray(other.get_tile(level, at).convert("RGB"))).all()
 
 
+def test_tiles_of_the_full_size_hold_the_very_pixels_and_others_are_jpegs(folder: Path) -> None:
+    image = open_tiles(folder / "a.ome.tiff")
+    finest = len(image.shapes) - 1
+    for at in tiles_of(image, finest):
+        tile = image.tile(finest, *at)
+        left, top, right, bottom = image.box(finest, *at)
+        assert tile.startswith(b"\x89PNG") and image.media_type(finest) == "image/png"
+        assert (np.asarray(Image.open(io.BytesIO(tile))) == smooth(1536, 1024)[top:bottom, left:right]).all()
+    assert image.tile(finest - 1, 0, 0).startswith(b"\xff\xd8") and image.media_type(finest - 1) == "image/jpeg"
+
+
 @needs_slides
 @pytest.mark.parametrize("name", ["endometrial-polyp.tif", "CMU-1-Small-Region.svs"])
 def test_a_real_slide_has_openslides_pixels(name: str) -> None:
@@ -261,7 +272,7 @@ def test_a_slide_that_was_damaged_and_mended_is_read_again(tmp_path: Path) -> No
     with pytest.raises(PathUpError, match="damaged or gone"):
         image.tile(finest, 2, 2)
     path.write_bytes(whole)
-    assert image.tile(finest, 2, 2).startswith(b"\xff\xd8")
+    assert image.tile(finest, 2, 2).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["a.ome.tiff", "a.png", "a.dzi"])

@@ -25,7 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pathup.errors import PathUpError
-from pathup.study.deep_tiles import MEDIA_TYPES, DeepImage, open_tiles
+from pathup.study.deep_tiles import DeepImage, open_tiles
 from pathup.study.layers import LayoutLayer, read_layer
 from pathup.study.web import bound, error_handlers, guards, page, serve, static_files
 
@@ -111,7 +111,7 @@ def viewer_app(slides: Sequence[DeepImage], layout: LayoutLayer | None = None, *
             raise HTTPException(404, f"{slide.path.name} has no such tile") from None
         except PathUpError as error:
             raise HTTPException(500 if slide.path.exists() else 404, str(error)) from error
-        return Response(content, media_type=MEDIA_TYPES[slide.ending])
+        return Response(content, media_type=slide.media_type(at["level"]))
 
     def _slide(request: Request) -> DeepImage:
         number: int = request.path_params["number"]

@@ -172,7 +172,8 @@ for (const panel of panels) {
   panel.viewer.addHandler("after-resize", () => queueMicrotask(() => { // OpenSeadragon itself is not done yet
     if (!ready()) return;
     if (fitted) fit(true);
-    else follow();
+    else if (panel === active) panel.hold(true);
+    follow();
   }));
   panel.viewer.addHandler("update-viewport", () => {
     if (!panel.opened) return;

@@ -102,9 +102,19 @@ export class Panel {
     const { scales, box } = this.limits(this);
     const [left, top, right, bottom] = box;
     const kept = { place: [clamped(place[0], left, right), clamped(place[1], top, bottom)], scale: clamped(scale, ...scales) };
+    if (Math.abs(kept.scale / this.unit[0] - 1) < 1e-6) kept.place = this.aligned(kept.place);
     if (kept.scale !== scale) this.viewport.zoomTo(this.zoomOf(kept.scale), this.viewport.zoomPoint, at_once);
     if (kept.place.some((at, i) => at !== place[i])) this.viewport.panTo(this.fromShared(kept.place), at_once);
     return this.viewport;
+  }
+
+  /* The place nearest to one where, at 1:1, pixels of the image lie on those of the screen and not between them. */
+  aligned(place) {
+    return place.map((at, i) => {
+      const half = (i === 0 ? this.across : this.down) / 2;
+      const corner = half - (at - this.offset[i]) / this.unit[i]; // of the image, on the screen
+      return this.offset[i] + (half - Math.round(corner * devicePixelRatio) / devicePixelRatio) * this.unit[i];
+    });
   }
 
   /* The shared scale of a magnification; null where the image records no scale. */
