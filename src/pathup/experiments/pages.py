@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pathup import __version__, storage
@@ -177,7 +178,7 @@ def markdown(table: list[list[str]]) -> list[str]:
 
 
 def plot(asked: Experiment, cells: Cells, floor: list[Row], target: Path) -> Path:
-    """Every seed's figure and the arms' means, an axis for each metric and level; the floor as a line."""
+    """Every seed's figure and the arms' means, an axis for each metric and level; the floor as a line, if near."""
     keys = list(dict.fromkeys((features, level) for features, level, _ in cells))
     shown = ("recall", "kid", "grey")
     figure = Figure(figsize=(4.2 * len(shown), 2.6 * len(keys) + 0.6), layout="constrained")
@@ -192,10 +193,22 @@ def plot(asked: Experiment, cells: Cells, floor: list[Row], target: Path) -> Pat
                 axis.errorbar([place], [mean], [std], fmt="o", color="#0072b2", capsize=4)
             for real in floor:
                 if (real["features"], real["level"]) == (features, level):
-                    axis.axhline(real[metric], color="#d55e00", linewidth=1, linestyle="--")
+                    _mark(axis, real[metric])
             axis.set_xticks(range(len(labels)), labels, rotation=25, ha="right", fontsize=7)
             axis.set_title(f"{METRICS[metric]}: {level}, {features}", fontsize=7)
             axis.tick_params(labelsize=7)
-    legend = "blue: mean and standard deviation of seeds; dashed: real training tiles"
+    legend = "blue: mean and standard deviation of seeds; dashed, or told: real training tiles"
     figure.suptitle(f"{asked.title} ({legend})", fontsize=9)
     return save_figure(figure, target)
+
+
+def _mark(axis: Axes, floor: float) -> None:
+    """The floor as a line, or told where a line would press what is compared into a corner."""
+    low, high = axis.get_ylim()
+    if low - (high - low) <= floor <= high + (high - low):
+        axis.axhline(floor, color="#d55e00", linewidth=1, linestyle="--")
+    else:
+        axis.annotate(
+            f"real: {floor:.3g}", (0.98, 0.96), xycoords="axes fraction", ha="right", va="top", fontsize=7,
+            color="#d55e00",
+        )  # fmt: skip
