@@ -1,8 +1,12 @@
-"""A whole study in a browser: three readers, and a server that is killed between any two answers."""
+"""A whole study in a browser: three readers, and a server that is killed between any two answers.
+
+``PATHUP_STUDY_IMAGES=140 pytest tests/study/test_reading.py`` is the paper's size, in a quarter of an hour.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -16,11 +20,13 @@ from tests.study.made import made_study
 from tests.study.server import Server
 
 WAIT_MS = 30_000
+IMAGES = int(os.environ.get("PATHUP_STUDY_IMAGES", "8"))
+"""Of the study that is read to its end; a multiple of 4: two classes, two arms."""
 
 
 @pytest.fixture
 def study(tmp_path) -> StudyFolder:
-    return made_study(tmp_path, per_class=2, readers=("anna", "ben", "carla"), repeats=0.25, practice=2)
+    return made_study(tmp_path, per_class=IMAGES // 4, readers=("anna", "ben", "carla"), repeats=0.25, practice=2)
 
 
 @pytest.fixture
@@ -69,13 +75,15 @@ def read(page, server: Server, score: int, *, killed: bool) -> int:
 
 
 def test_three_readers_read_to_the_end_while_the_server_is_killed_between_answers(study, server, tmp_path):
+    places = study.count("study")
+    assert places == IMAGES + round(0.25 * IMAGES)
     links = {whose: f"{server.address}/{'admin' if whose == ADMINISTRATOR else 'r'}/{link}"
              for link, whose in study.links().items()}  # fmt: skip
     asked, problems = [], []
     with chromium() as browser:
         administration = browser.new_page()
         administration.goto(links[ADMINISTRATOR])
-        assert administration.inner_text("#readers").count("0 of 10") == 3
+        assert administration.inner_text("#readers").count(f"0 of {places}") == 3
         for reader, killed in ((0, True), (1, False), (2, False)):
             page = browser.new_page(viewport={"width": 1280, "height": 720})
             page.on("request", lambda request: asked.append(request.url))
@@ -84,9 +92,10 @@ def test_three_readers_read_to_the_end_while_the_server_is_killed_between_answer
             until(page, "document.activeElement.tagName === 'BUTTON'")
             page.keyboard.press("Enter")  # I agree
             page.wait_for_selector("#scores")
-            assert read(page, server, score=reader + 8, killed=killed) == 2 + 8 + 2
+            assert read(page, server, score=reader + 8, killed=killed) == 2 + places
             page.close()
-        until(administration, "document.querySelector('#readers').innerText.split('10 of 10').length === 4")  # renewed
+        done = f"document.querySelector('#readers').innerText.split('{places} of {places}').length === 4"
+        until(administration, done)  # the page renews itself
     assert not problems
     assert all(url.startswith((server.address, "data:", "blob:")) for url in asked)  # no other host for anything
     answers = Answers(study.answers_file)
@@ -94,8 +103,8 @@ def test_three_readers_read_to_the_end_while_the_server_is_killed_between_answer
     answers.close()
     for reader in range(3):
         own = [(row["round"], row["place"], row["score"]) for row in rows if row["reader"] == reader]
-        places = [("practice", 0), ("practice", 1), *(("study", place) for place in range(10))]
-        assert own == [(*place, reader + 8) for place in places]  # 8, 9, 10: each once, none lost
+        wanted = [("practice", 0), ("practice", 1), *(("study", place) for place in range(places))]
+        assert own == [(*place, reader + 8) for place in wanted]  # 8, 9, 10: each once, none lost
     write_report(study, tmp_path / "report")
     assert json.loads((tmp_path / "report/report.json").read_text())["auc"]["value"] == 0.5
 
