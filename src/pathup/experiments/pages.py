@@ -58,14 +58,14 @@ def write_pages(
     `rows` are figures of an arm, a seed, a level and features; `learnt` is what an arm's and a seed's training told.
     """
     cells = by_cell(rows)
-    gaps = differences(asked, cells)
+    gaps, times = differences(asked, cells), ratios(asked, cells)
     content = {
         "experiment": asked.name, "version": __version__, "seeds": seeds, "floor": floor, "rows": rows,
-        "learnt": learnt, "differences": gaps,
+        "learnt": learnt, "differences": gaps, "ratios": times,
     }  # fmt: skip
     storage.write_json(output / f"{asked.name}.json", content)
     plot(asked, cells, floor, output / f"{asked.name}.png")
-    storage.write_text(output / f"{asked.name}.md", page(asked, cells, learnt, floor, gaps, seeds))
+    storage.write_text(output / f"{asked.name}.md", page(asked, cells, learnt, floor, gaps, times, seeds))
     return content
 
 
@@ -94,12 +94,38 @@ def differences(asked: Experiment, cells: Cells) -> list[Row]:
     return found
 
 
+def ratios(asked: Experiment, cells: Cells) -> list[Row]:
+    """Each arm's figures as a multiple of those of the one beside it, over all networks and levels at once.
+
+    Of a seed, the geometric mean over networks and levels; over seeds, the geometric mean of these with the interval of
+    a paired t-test of their logarithms. Of what many small differences say together a single table cannot tell. A
+    metric that is not above 0 everywhere has no ratio and is left out.
+    """
+    found = []
+    for name in asked.arms:
+        keys = [(features, level) for features, level, own in cells if own == name]
+        other = ARMS[name].beside or ""
+        if any((*key, other) not in cells for key in keys):
+            continue
+        for metric in METRICS:
+            own, beside = (np.stack([values(cells[*key, arm], metric) for key in keys]) for arm in (name, other))
+            if min(own.min(), beside.min()) > 0:
+                gap = difference(np.log(own).mean(0), np.log(beside).mean(0))
+                mean, low, high = (float(np.exp(value)) for value in (gap.mean, gap.low, gap.high))
+                found.append({
+                    "arm": name, "beside": other, "metric": metric, "ratio": mean, "low": low, "high": high, "p": gap.p,
+                })  # fmt: skip
+    return found
+
+
 def values(rows: list[Row], metric: str) -> np.ndarray:
     """A metric of each seed."""
     return np.asarray([row[metric] for row in rows], np.float64)
 
 
-def page(asked: Experiment, cells: Cells, learnt: list[Row], floor: list[Row], gaps: list[Row], seeds: int) -> str:
+def page(
+    asked: Experiment, cells: Cells, learnt: list[Row], floor: list[Row], gaps: list[Row], times: list[Row], seeds: int
+) -> str:
     """The tables as markdown."""
     told = (
         f"Mean ± standard deviation of {seeds} seeds; the floor is as many real training tiles in their place (from "
@@ -114,6 +140,8 @@ def page(asked: Experiment, cells: Cells, learnt: list[Row], floor: list[Row], g
         if found:
             said = "Differences seed by seed, with their 95 % interval (paired t-test):"
             lines += ["", said, "", *markdown(_gaps(asked, found))]
+    if times:
+        lines += ["", "## Over all networks and levels", "", TOGETHER, "", *markdown(_times(asked, times))]
     lines += ["", "## Training", "", TRAINING, "", *markdown(_learnt(asked, learnt))]
     predictions = [[ARMS[name].title, ARMS[name].predicted] for name in asked.arms if ARMS[name].predicted]
     if predictions:
@@ -123,6 +151,11 @@ def page(asked: Experiment, cells: Cells, learnt: list[Row], floor: list[Row], g
         lines += ["", said, "", *markdown([head, *body])]
     return "\n".join([*lines, "", f"![{asked.title}]({asked.name}.png)", ""])
 
+
+TOGETHER = (
+    "An arm's figure as a multiple of that of the arm beside it: of each seed the geometric mean over networks and "
+    "levels, of these the geometric mean with its 95 % interval (t-test of the logarithms)."
+)
 
 TRAINING = (
     "Losses are means over the last tenth of the steps. The memory's spread is 1 less the mean cosine of two of its "
@@ -165,6 +198,23 @@ def _gaps(asked: Experiment, gaps: list[Row]) -> list[list[str]]:
     return table
 
 
+def _times(asked: Experiment, times: list[Row]) -> list[list[str]]:
+    shown = [metric for metric in METRICS if any(row["metric"] == metric for row in times)]
+    table = [["arm", "beside", *(METRICS[metric] for metric in shown)]]
+    for name in asked.arms:
+        own = {row["metric"]: row for row in times if row["arm"] == name}
+        if own:
+            cells = [_ratio(own[metric]) if metric in own else "" for metric in shown]
+            table.append([ARMS[name].title, ARMS[str(ARMS[name].beside)].title, *cells])
+    return table
+
+
+def _ratio(row: Row) -> str:
+    if row["p"] is None:
+        return f"{row['ratio']:.3g} in every seed"
+    return f"{row['ratio']:.3g} ({row['low']:.3g} to {row['high']:.3g}; p {row['p']:.2g})"
+
+
 def _gap(gap: Row) -> str:
     if gap["p"] is None:
         return f"{gap['mean']:+.2g} in every seed"
@@ -191,24 +241,22 @@ def plot(asked: Experiment, cells: Cells, floor: list[Row], target: Path) -> Pat
                 axis.plot([place] * len(found), found, "o", color="#8a8a8a", markersize=4, alpha=0.7)
                 mean, std = mean_std(found)
                 axis.errorbar([place], [mean], [std], fmt="o", color="#0072b2", capsize=4)
+            title = f"{METRICS[metric]}: {level}, {features}"
             for real in floor:
                 if (real["features"], real["level"]) == (features, level):
-                    _mark(axis, real[metric])
+                    title += _marked(axis, real[metric])
             axis.set_xticks(range(len(labels)), labels, rotation=25, ha="right", fontsize=7)
-            axis.set_title(f"{METRICS[metric]}: {level}, {features}", fontsize=7)
+            axis.set_title(title, fontsize=7)
             axis.tick_params(labelsize=7)
     legend = "blue: mean and standard deviation of seeds; dashed, or told: real training tiles"
     figure.suptitle(f"{asked.title} ({legend})", fontsize=9)
     return save_figure(figure, target)
 
 
-def _mark(axis: Axes, floor: float) -> None:
-    """The floor as a line, or told where a line would press what is compared into a corner."""
+def _marked(axis: Axes, floor: float) -> str:
+    """The floor as a line; or as words for the title, where a line would press what is compared into a corner."""
     low, high = axis.get_ylim()
     if low - (high - low) <= floor <= high + (high - low):
         axis.axhline(floor, color="#d55e00", linewidth=1, linestyle="--")
-    else:
-        axis.annotate(
-            f"real: {floor:.3g}", (0.98, 0.96), xycoords="axes fraction", ha="right", va="top", fontsize=7,
-            color="#d55e00",
-        )  # fmt: skip
+        return ""
+    return f" (real: {floor:.3g})"
