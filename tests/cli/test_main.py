@@ -96,7 +96,10 @@ def test_a_fault_of_ours_is_not_dressed_up_as_a_users_mistake(monkeypatch: pytes
 def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path, workers: str) -> None:
     source, out = class_tree(tmp_path / "source", count=8, side=600), tmp_path / "out"
     command = [sys.executable, "-m", "pathup", "tiles", str(source), str(out), "--recipe", "tiny", "--workers", workers]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )  # fmt: skip
     for _ in range(1000):
         if out.exists() or process.poll() is not None:
             break
