@@ -98,7 +98,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path: Path, workers: str) -> 
     command = [sys.executable, "-m", "pathup", "tiles", str(source), str(out), "--recipe", "tiny", "--workers", workers]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     for _ in range(1000):
         if out.exists() or process.poll() is not None:

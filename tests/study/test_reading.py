@@ -1,6 +1,6 @@
 """A whole study in a browser: three readers, and a server that is killed between any two answers.
 
-``PATHUP_STUDY_IMAGES=140 pytest tests/study/test_reading.py`` is the paper's size, in a quarter of an hour.
+``PATHUP_STUDY_IMAGES=140 pytest tests/study/test_reading.py`` is the paper's size.
 """
 
 from __future__ import annotations
