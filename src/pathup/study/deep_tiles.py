@@ -1,6 +1,6 @@
 """Any image as Deep Zoom tiles, made when they are asked for: nothing is converted beforehand.
 
-The file's pyramid -> blocks (squares of a Deep Zoom level, kept a while) -> tiles (pieces of up to four blocks, JPEG).
+The file's pyramid -> blocks (squares of a Deep Zoom level, kept a while) -> tiles (pieces of up to four blocks, JPEG; PNG at the full size).
 
 Deep Zoom's level n of N is the image shrunk to ``ceil(side / 2^(N - 1 - n))``. A block comes from the file's own level
 where that has this size, or one less than twice as fine. Elsewhere it is four blocks of the next level, halved: of a
@@ -16,14 +16,12 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
 
 import imagecodecs
 import numpy as np
-import openslide
 from PIL import Image
 
 from pathup.errors import PathUpError
@@ -32,6 +30,7 @@ from pathup.slides.images import read_image
 from pathup.slides.pyramid import encode_jpeg, halved
 from pathup.slides.reader import PLAUSIBLE_MPP, SLIDE_SUFFIXES, Slide, open_slide
 from pathup.slides.targets import DZI_ENDING, PROVENANCE_FILE, tiles_folder
+from pathup.study.file_levels import Levels, RegionLevels, SlideLevels
 
 __all__ = ["BLOCK_PX", "MEDIA_TYPES", "DeepImage", "FolderTiles", "PyramidTiles", "open_tiles"]
 
@@ -138,20 +137,6 @@ class DeepImage(ABC):
         """
 
 
-class Levels(Protocol):
-    """The pyramid of a file, the full size first."""
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """Width and height of each level."""
-
-    def fitting(self, reduction: float) -> int:
-        """The coarsest level that is not coarser than so many full-size pixels a pixel."""
-
-    def read(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """A rectangle of a level: uint8 RGB, (bottom - top, right - left, 3)."""
-
-
 class PyramidTiles(DeepImage):
     """Tiles cut from a file's pyramid."""
 
@@ -230,59 +215,6 @@ def _filled(pixels_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(pixels_HWC, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels_HWC
 
 
-class _SlideLevels:
-    """The pyramid of a whole slide, of its scanned part. The file is opened anew after an error: it may be mended."""
-
-    def __init__(self, slide: Slide) -> None:
-        self._path, self._downsamples = slide.path, slide.downsamples
-        self.fitting = slide.level_for
-        self._corner, whole = slide.bounds[:2], slide.bounds[2:]
-        self._lock = threading.Lock()
-        self._open: openslide.OpenSlide | None = None
-        self.sizes: Sequence[tuple[int, int]] = self._handle().level_dimensions
-        if whole != slide.size:
-            self.sizes = [(max(1, round(whole[0] / d)), max(1, round(whole[1] / d))) for d in self._downsamples]
-
-    def read(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """See `Levels`. Transparent pixels become white."""
-        down = self._downsamples[level]
-        corner = (self._corner[0] + round(left * down), self._corner[1] + round(top * down))
-        try:
-            handle = self._handle()
-            rgba = handle.read_region(corner, level, (right - left, bottom - top))
-        except (openslide.OpenSlideError, OSError) as error:
-            with self._lock:
-                self._open = None
-            raise PathUpError(f"{self._path.name} cannot be read here: it is damaged or gone") from error
-        if rgba.getchannel("A").getextrema() == (255, 255):
-            return np.asarray(rgba.convert("RGB"))
-        white = Image.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return np.asarray(white)
-
-    def _handle(self) -> openslide.OpenSlide:
-        with self._lock:
-            if self._open is None:
-                self._open = openslide.OpenSlide(self._path)
-            return self._open
-
-
-class _RegionLevels:
-    """A region image, in memory: one level."""
-
-    def __init__(self, pixels_HWC: np.ndarray) -> None:
-        self._pixels = pixels_HWC
-        self.sizes: Sequence[tuple[int, int]] = [(pixels_HWC.shape[1], pixels_HWC.shape[0])]
-
-    def fitting(self, reduction: float) -> int:
-        """See `Levels`."""
-        return 0
-
-    def read(self, level: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
-        """See `Levels`."""
-        return self._pixels[top:bottom, left:right]
-
-
 class _Kept:
     """The last so many arrays, each made once, however many threads ask for it meanwhile."""
 
@@ -347,9 +279,9 @@ def open_tiles(path: Path, mpp: float | None = None) -> DeepImage:
     if suffix == DZI_ENDING:
         return _open_folder(path, stated)
     if suffix not in SLIDE_SUFFIXES:
-        return PyramidTiles(path, _RegionLevels(read_image(path)), _png_mpp(path) or stated)
+        return PyramidTiles(path, RegionLevels(read_image(path)), _png_mpp(path) or stated)
     with open_slide(path) as reader:
-        levels = _SlideLevels(reader) if isinstance(reader, Slide) else _RegionLevels(read_image(path))
+        levels = SlideLevels(reader) if isinstance(reader, Slide) else RegionLevels(read_image(path))
         return PyramidTiles(path, levels, reader.recorded_mpp or stated)
 
 
