@@ -1,6 +1,7 @@
 """Any image as Deep Zoom tiles, made when they are asked for: nothing is converted beforehand.
 
-The file's pyramid -> blocks (squares of a Deep Zoom level, kept a while) -> tiles (pieces of up to four blocks, JPEG; PNG at the full size).
+The file's pyramid -> blocks (squares of a Deep Zoom level, kept a while) -> tiles (pieces of up to four blocks: PNG at
+the full size, else JPEG).
 
 Deep Zoom's level n of N is the image shrunk to ``ceil(side / 2^(N - 1 - n))``. A block comes from the file's own level
 where that has this size, or one less than twice as fine. Elsewhere it is four blocks of the next level, halved: of a
