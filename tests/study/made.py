@@ -41,3 +41,8 @@ def made_study(root: Path, **values: object) -> StudyFolder:
     told = {"per_class": 3, "readers": ("anna", "ben"), "practice": 2, "repeats": 0.2, "seed": 1, "mpp": 0.5, **values}
     real, synthetic = two_arms(root / "arms", int(str(told["per_class"])) + 1)
     return new_study(StudyRequest(folder=root / "study", real=real, synthetic=synthetic, **told))
+
+
+def link_of(study: StudyFolder, whose: int = 0) -> str:
+    """The secret part of a reader's or the administrator's link."""
+    return next(link for link, owner in study.links().items() if owner == whose)

@@ -1,4 +1,4 @@
-"""A study's server in a process of its own, so that it can be killed, and asked over a real socket."""
+"""Servers for tests: an app in a thread, or a study's in a process of its own, so that it can be killed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,32 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import uvicorn
+
+from pathup.study.web import bound
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """An app, served by a thread; its address without a slash."""
+    listening = bound("127.0.0.1", 0)
+    listening.listen()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=lambda: server.run(sockets=[listening]))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Server:

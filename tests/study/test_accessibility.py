@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from pathup.slides.writer import write_ome_tiff, write_png
 from pathup.study.answers import Answers
 from pathup.study.app import study_app
 from pathup.study.deep_tiles import open_tiles
-from pathup.study.folder import ADMINISTRATOR, StudyFolder
+from pathup.study.folder import ADMINISTRATOR
 from pathup.study.layers import read_layer
 from pathup.study.report import write_report
 from pathup.study.viewer import viewer_app
-from pathup.study.web import bound
-from tests.study.browser import chromium
-from tests.study.made import made_study
+from tests.study.made import link_of, made_study
+from tests.study.server import served
 
 checker = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 SERIOUS = ("serious", "critical")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    """An app, served by a thread; its address without a slash."""
-    listening = bound("127.0.0.1", 0)
-    listening.listen()
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=lambda: server.run(sockets=[listening]))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def found_in(page: Any) -> list[str]:
@@ -54,10 +29,6 @@ def found_in(page: Any) -> list[str]:
     violations = checker.Axe().run(page).response["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html'][:120]} ({one['nodes'][0].get('failureSummary', '')[:200]})"
             for one in violations if one["impact"] in SERIOUS]  # fmt: skip
-
-
-def link_of(study: StudyFolder, whose: int) -> str:
-    return next(link for link, owner in study.links().items() if owner == whose)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

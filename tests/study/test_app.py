@@ -12,7 +12,7 @@ from pathup.study import app as module
 from pathup.study.answers import Answers
 from pathup.study.app import study_app
 from pathup.study.folder import ADMINISTRATOR, StudyFolder
-from tests.study.made import made_study
+from tests.study.made import link_of, made_study
 
 ORIGIN = {"origin": "http://testserver"}
 
@@ -28,10 +28,6 @@ def served(folder, tmp_path):
     with TestClient(study_app(folder, answers), raise_server_exceptions=False) as client:
         yield client, answers
     answers.close()
-
-
-def link_of(folder: StudyFolder, whose: int = 0) -> str:
-    return next(link for link, owner in folder.links().items() if owner == whose)
 
 
 def begun(served, folder, reader: int = 0) -> str:

@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 from pathup.study.folder import StudyFolder
-from tests.study.made import made_study
+from tests.study.made import link_of, made_study
 from tests.study.server import Server
 
 READERS = tuple("abcdefgh")
@@ -61,8 +61,7 @@ def auc_of_a_forest(learnt: np.ndarray, arms: np.ndarray, rows: np.ndarray, trut
 
 def rows_of_reader(study: StudyFolder, server: Server, reader: int) -> np.ndarray:
     """All that came with each image, as numbers, in the reader's order."""
-    link = next(link for link, whose in study.links().items() if whose == reader)
-    base, origin = f"{server.address}/r/{link}", {"origin": server.address}
+    base, origin = f"{server.address}/r/{link_of(study, reader)}", {"origin": server.address}
     rows, constant = [], set()
     with httpx.Client() as client:
         assert client.post(f"{base}/consent", headers=origin).status_code == 303

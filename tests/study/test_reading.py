@@ -16,7 +16,7 @@ from pathup.study.answers import Answers
 from pathup.study.folder import ADMINISTRATOR, StudyFolder
 from pathup.study.report import write_report
 from tests.study.browser import chromium
-from tests.study.made import made_study
+from tests.study.made import link_of, made_study
 from tests.study.server import Server
 
 WAIT_MS = 30_000
@@ -110,7 +110,7 @@ def test_three_readers_read_to_the_end_while_the_server_is_killed_between_answer
 
 
 def test_a_reader_pauses_goes_back_changes_an_answer_and_comes_back_on_another_device(study, server):
-    link = next(link for link, whose in study.links().items() if whose == 0)
+    link = link_of(study, 0)
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 720})
         page.goto(f"{server.address}/r/{link}")
@@ -154,7 +154,7 @@ def test_a_reader_pauses_goes_back_changes_an_answer_and_comes_back_on_another_d
 
 
 def test_an_image_that_does_not_come_is_asked_for_again_and_not_scored_before(study, server):
-    link = next(link for link, whose in study.links().items() if whose == 2)
+    link = link_of(study, 2)
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 720})
         page.goto(f"{server.address}/r/{link}")
@@ -179,7 +179,7 @@ def test_an_image_that_does_not_come_is_asked_for_again_and_not_scored_before(st
 
 
 def test_everything_fits_the_screens_that_readers_have(study, server):
-    link = next(link for link, whose in study.links().items() if whose == 1)
+    link = link_of(study, 1)
     with chromium() as browser:
         for width, height in ((1280, 720), (1024, 768), (768, 1024), (1920, 1080)):
             page = browser.new_page(viewport={"width": width, "height": height})

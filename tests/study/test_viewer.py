@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import openslide
 import pytest
-import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -26,8 +24,7 @@ from pathup.slides.writer import write_ome_tiff, write_png
 from pathup.study.deep_tiles import DeepImage, FolderTiles, open_tiles
 from pathup.study.layers import LayoutLayer, read_layer
 from pathup.study.viewer import same_field, view, viewer_app
-from pathup.study.web import bound
-from tests.study.browser import chromium
+from tests.study.server import served
 from tests.tiles.made import SHARED, needs_slides, save, tissue
 
 WIDTH, HEIGHT, MPP = 1024, 768, 0.5
@@ -257,27 +254,6 @@ def test_other_machines_are_told_of_only_where_they_can_look(folder: Path, monke
 
 
 # -- in a browser --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    """An app, served by a thread; its address."""
-    listening = bound("127.0.0.1", 0)
-    listening.listen()
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=lambda: server.run(sockets=[listening]))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 class Page:
