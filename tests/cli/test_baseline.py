@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from pathup.baselines import systems
 from pathup.baselines.rrdb import RRDBNet
 from pathup.cli.baseline import app, changed
 from pathup.errors import PathUpError
+from tests.processes import PathUpProcess, run_pathup
 
 
 def test_options_become_changes_of_the_baselines_own_section(monkeypatch):
@@ -73,25 +70,16 @@ def test_a_run_that_is_killed_goes_on_to_the_very_weights_of_an_unbroken_one(
         if system.takes_autoencoder:
             options["autoencoder"] = tiny_autoencoder
         flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-        return [sys.executable, "-m", "pathup", "baseline", "train", name, "--cpu", *flags, *more]
+        return ["baseline", "train", name, "--cpu", *flags, *more]
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    run = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(killed.glob("**/step-*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    assert list(killed.glob("**/step-*")), "there was no checkpoint to be killed after"
+    with PathUpProcess(*command(killed)) as process:
+        assert process.kill_once_there(killed, "**/step-*"), "there was no checkpoint to be killed after"
     assert not (killed / "model").exists()
     if name == "stylegan2":  # one is enough for what all share
-        again = subprocess.run(command(killed), capture_output=True, text=True)
-        assert again.returncode == 1
-        assert "add --resume" in again.stderr
+        assert "add --resume" in run_pathup(*command(killed), code=1)
     for line in (command(killed, "--resume"), command(whole)):
-        subprocess.run(line, check=True, capture_output=True)
+        run_pathup(*line)
     weights = sorted((whole / "model").glob("**/*.safetensors"))
     assert weights
     for path in weights:

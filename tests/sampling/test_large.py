@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from pathup.sampling.runs import estimate, generate
 from pathup.sampling.workspace import UNFINISHED
 from pathup.slides.images import read_image
 from pathup.slides.provenance import provenance_of
+from tests.processes import PathUpProcess, run_pathup
 
 
 @pytest.fixture(scope="module")
@@ -168,27 +167,22 @@ def test_a_preview_is_there_while_it_grows_and_kept_when_asked(
 
 def _command(model: Path, out: Path, *more: str) -> list[str]:
     asked = ["--label", "A", "--size", "256x1200", "--steps", "6", "--seed", "3", "--windows", "shifted"]
-    return ["-m", "pathup", "generate", str(model), str(out), *asked, "--threads", "1", "--device", "cpu", *more]
+    return ["generate", str(model), str(out), *asked, "--threads", "1", "--device", "cpu", *more]
 
 
 def test_killed_five_times_in_a_real_process_and_resumed(model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.ome.tiff", tmp_path / "broken.ome.tiff"
-    subprocess.run([sys.executable, *_command(model, whole)], check=True, capture_output=True)
+    run_pathup(*_command(model, whole))
     unfinished = broken.with_name(broken.name + UNFINISHED)
     steps_seen = ["overview/step_00002_*", "overview.npy", "canvas/step_00001_*", "canvas/step_00003_*"]
     steps_seen.append("bands/000000.zst")
     killed = 0
     for wanted in steps_seen:
         more = ["--resume"] if unfinished.exists() else []
-        running = subprocess.Popen([sys.executable, *_command(model, broken, *more)], stderr=subprocess.PIPE)
-        while running.poll() is None and not list(unfinished.glob(wanted)):
-            time.sleep(0.002)
-        if running.poll() is None:
-            os.kill(running.pid, signal.SIGKILL)
-            killed += 1
-        running.communicate()
+        with PathUpProcess(*_command(model, broken, *more)) as process:
+            killed += process.kill_once_there(unfinished, wanted)
     assert killed == 5 and not broken.exists()
-    subprocess.run([sys.executable, *_command(model, broken, "--resume")], check=True, capture_output=True)
+    run_pathup(*_command(model, broken, "--resume"))
     assert np.array_equal(_pixels(broken), _pixels(whole))
     assert not unfinished.exists()
 
@@ -199,14 +193,14 @@ def test_two_processes_draw_the_same_image_as_one(model: Path, tmp_path: Path) -
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "pathup"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *launch, *_command(model, two, "--window-batch", "7")[2:]],
+        [sys.executable, *launch, *_command(model, two, "--window-batch", "7")],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("1 image of 256 x 1200 px") == 1  # said once, not by each
-    subprocess.run([sys.executable, *_command(model, one)], check=True, capture_output=True)
+    run_pathup(*_command(model, one))
     # 1e-4 of the range is a fortieth of a grey value: rounding may tip one, seldom
     difference = np.abs(read_image(one).astype(int) - read_image(two).astype(int))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pathup.tiles.provenance import read_sources
 from pathup.training.checkpoints import newest_checkpoint
 from pathup.training.latents import encoder_sha256
 from pathup.training.runs import train_autoencoder, train_diffusion
+from tests.processes import PathUpProcess, run_pathup
 
 QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
 
@@ -45,50 +45,34 @@ def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **chan
 
 
 def command(verb: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "pathup", "train", verb, "--recipe", "tiny", "--cpu", *map(str, arguments)]
+    return ["train", verb, "--recipe", "tiny", "--cpu", *map(str, arguments)]
 
 
 def killed_again_and_again(line: list[str], run: Path, kills: int) -> None:
     """Start, `kill -9` as soon as a newer checkpoint (or part of one) is seen, resume; then let it end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for attempt in range(kills):
         before = set((run / "checkpoints").glob("*"))
-        process = subprocess.Popen(
-            [*line, *(["--resume"] if attempt else [])],
-            env=environment,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while set((run / "checkpoints").glob("*")) <= before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    subprocess.run([*line, "--resume"], env=environment, check=True, capture_output=True)
+        with PathUpProcess(*line, *(["--resume"] if attempt else [])) as process:
+            deadline = time.monotonic() + 120
+            while set((run / "checkpoints").glob("*")) <= before and process.running() and time.monotonic() < deadline:
+                time.sleep(0.002)
+    run_pathup(*line, "--resume")
 
 
 def killed_at_random_moments(line: list[str], run: Path, steps: int, kills: int, seed: int) -> list[int]:
     """Start, `kill -9` a drawn time after a drawn step was logged, resume; then let it end. Returns the steps."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     draw = random.Random(seed)
     moments = sorted(draw.sample(range(steps), kills))
     for attempt, moment in enumerate(moments):
-        process = subprocess.Popen(
-            [*line, *(["--resume"] if attempt else [])],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        log, deadline = run / "losses.jsonl", time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if (len(log.read_text().splitlines()) if log.exists() else 0) >= moment:
-                break
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.05))  # a step or two of 'tiny': anywhere in a step, a log line, a checkpoint
-        assert process.poll() is None, "the run had ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    subprocess.run([*line, "--resume"], env=environment, check=True, capture_output=True)
+        with PathUpProcess(*line, *(["--resume"] if attempt else [])) as process:
+            log, deadline = run / "losses.jsonl", time.monotonic() + 120
+            while process.running() and time.monotonic() < deadline:
+                if (len(log.read_text().splitlines()) if log.exists() else 0) >= moment:
+                    break
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.05))  # a step or two of 'tiny': anywhere in a step, a log line, a checkpoint
+            assert process.running(), "the run had ended before it could be killed"
+    run_pathup(*line, "--resume")
     return moments
 
 
@@ -106,8 +90,7 @@ def same_tensors(one: Path, other: Path) -> list[str]:
 def test_a_run_killed_many_times_ends_bit_for_bit_like_an_unbroken_one(tmp_path, tiny_tiles, tiny_autoencoder):
     # 52 training tiles in batches of 4 make 13 steps an epoch: 34 steps end in the third
     line = command("diffusion", "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder, "--steps", 34)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
+    run_pathup(*line, "--output", tmp_path / "whole")
     killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=4)
     # drawn among the first 30 steps: the last few pass while a kill is still being sent
     line_at_random = [*line, "--output", str(tmp_path / "at_random")]
@@ -194,8 +177,7 @@ def test_the_feature_entropy_loss_moves_the_memory_and_the_weights(tmp_path, tin
 def test_an_autoencoder_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_path, tiny_tiles):
     # tiny: adversarial from step 2, encoder frozen from step 3, a checkpoint every 2 steps
     line = command("autoencoder", "--tiles", tiny_tiles, "--steps", 8)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
+    run_pathup(*line, "--output", tmp_path / "whole")
     killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=2)
     whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "killed"))
     assert whole is not None and killed is not None
@@ -206,8 +188,7 @@ def test_an_autoencoder_run_killed_in_every_phase_ends_like_an_unbroken_one(tmp_
 def test_an_encoder_run_killed_again_and_again_ends_like_an_unbroken_one(tmp_path, tiny_tiles):
     # tiny: a checkpoint every 2 steps
     line = command("encoder", "--tiles", tiny_tiles, "--steps", 8)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*line, "--output", tmp_path / "whole"], env=environment, check=True, capture_output=True)
+    run_pathup(*line, "--output", tmp_path / "whole")
     killed_again_and_again([*line, "--output", str(tmp_path / "killed")], tmp_path / "killed", kills=2)
     whole, killed = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("whole", "killed"))
     assert whole is not None and killed is not None
