@@ -119,6 +119,25 @@ def test_single_tiles_resume_by_index(model: Path, tmp_path: Path) -> None:
     assert len(_rows(parts)) == 10
 
 
+def test_one_image_of_a_longer_run_is_drawn_again_to_the_byte(model: Path, tmp_path: Path) -> None:
+    tiles: dict[str, Any] = {"level": "patch", "size": None, "seed": 2, "window_batch": 3}
+    _run(model, tmp_path / "many", label="all", count=7, **tiles)
+    for index in (1, 4, 6):  # of a first, a middle and the last batch, which is not full
+        report = _run(model, tmp_path / f"{index}.png", label="B", count=7, index=index, **tiles)
+        assert report.files == [tmp_path / f"{index}.png"] and report.mpp == 0.5
+        one, same = tmp_path / f"{index}.png", tmp_path / "many" / f"B_{index:04d}.png"
+        assert np.array_equal(_pixels(one), _pixels(same))
+        with Image.open(one) as image, Image.open(same) as other:
+            assert json.loads(image.text["pathup"]) == json.loads(other.text["pathup"])
+    # a count that does not reach it stands for any longer run: its batch is full
+    _run(model, tmp_path / "4 again.png", label="B", index=4, **tiles)
+    assert (tmp_path / "4 again.png").read_bytes() == (tmp_path / "4.png").read_bytes()
+    # a large image is drawn by itself
+    _run(model, tmp_path / "large", count=2)
+    _run(model, tmp_path / "1 large.png", index=1)
+    assert np.array_equal(_pixels(tmp_path / "1 large.png"), _pixels(tmp_path / "large/A_0001.png"))
+
+
 def test_a_killed_run_leaves_whole_images_and_no_metadata(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +233,10 @@ def test_a_reference_image(model: Path, tmp_path: Path) -> None:
         ({"level": "patch", "size": None, "windows": "shifted", "out": "folder"}, "--windows is for large images"),
         ({"label": "all", "layout": Path("a.geojson"), "out": "folder"}, "--label all draws every class"),
         ({"layout": Path("a.geojson"), "layout_unit": "mm"}, "layout unit 'mm'"),
+        ({"index": -1}, "index -1 of label 'A'"),
+        ({"index": 0, "label": "all"}, "index 0 of label 'all'"),
+        ({"index": 3, "out": "folder"}, "'folder' is a folder; name one file"),
+        ({"index": 3, "level": "patch", "size": None, "out": "a.ome.tiff"}, "is no PNG, as single tiles are"),
     ],
 )
 def test_each_mistake_is_one_sentence_and_writes_nothing(

@@ -28,6 +28,13 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same image.")] = 0,
     count: Annotated[int, typer.Option(help="How many images of each class.")] = 1,
+    index: Annotated[
+        int | None,
+        typer.Option(
+            help="Draw this one image of a class again, from 0, into one file: the very image of the run that had this "
+            "--count (and --window-batch)."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the scheduler. [default: the model's]")] = None,
     step_power: Annotated[
         float | None,
@@ -117,9 +124,8 @@ def generate(
     """Draw tissue: large images from a class's prompt, or single tiles.
 
     A large image grows from a low-resolution overview, drawn first (or given with --reference). While it grows, what
-    is done
-    is kept in OUT.unfinished: the same command with --resume goes on after a kill. Several processes (accelerate launch
-    --num_processes N -m pathup generate ...) share its windows.
+    is done is kept in OUT.unfinished: the same command with --resume goes on after a kill. Several processes
+    (accelerate launch --num_processes N -m pathup generate ...) share its windows, or the tiles of a folder.
 
     Examples: pathup generate models/atlas slide.ome.tiff --label IC --size 2048x2048;
     pathup generate models/atlas tiles --label all --level patch --count 200.
@@ -140,6 +146,7 @@ def generate(
         size=size,
         seed=seed,
         count=count,
+        index=index,
         steps=steps,
         step_power=step_power,
         guidance=guidance,

@@ -29,7 +29,9 @@ class GenerateRequest:
 
     `count` is a class's; `size` is ``'WxH'`` or one number; `level` asks for single tiles of that level
     instead of large images, and `mpp` for a scale of theirs that is not the level's own; `format` is that of large
-    images in a folder. With a `layout`, `label` is the class of what it leaves out, or ``glass``.
+    images in a folder; `index` asks for that one image of a class, of the `count` that were asked for together (a
+    count that does not reach it stands for any longer run). With a `layout`, `label` is the class of what it leaves
+    out, or ``glass``.
     """
 
     model: Path
@@ -38,6 +40,7 @@ class GenerateRequest:
     size: str | None = None
     seed: int = 0
     count: int = 1
+    index: int | None = None
     steps: int | None = None
     step_power: float | None = None
     guidance: float | None = None
@@ -63,6 +66,11 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise PathUpError(f"count is {self.count}, but at least 1 was needed")
+        if self.index is not None and (self.index < 0 or self.label == ALL):
+            raise PathUpError(
+                f"index {self.index} of label '{self.label}' was asked for, but the number of one image of one class, "
+                "from 0, was needed"
+            )
         if self.threads is not None and self.threads < 1:
             raise PathUpError(f"threads is {self.threads}, but at least 1 was needed")
         if self.level is not None:

@@ -34,7 +34,7 @@ from pathup.sampling.overview import check_reference_level, sampling_levels
 from pathup.sampling.processes import launched_processes
 from pathup.sampling.requests import ALL, GenerateReport, GenerateRequest, Run
 from pathup.sampling.settings import check_size, resolve_settings, resolve_size
-from pathup.sampling.single_tiles import make_tiles
+from pathup.sampling.single_tiles import make_tile, make_tiles
 from pathup.sampling.tracking import Progress
 from pathup.slides.images import read_image
 from pathup.slides.writer import check_target
@@ -68,12 +68,15 @@ def generate(
         main = run.processes.is_main
         report = GenerateReport(size_px=run.size_px, device=str(run.pipeline.unet.device), is_main=main)
         shown = progress if main else None
-        if request.level is not None:
+        if request.level is not None and kind is not None:
+            mpp = run.pipeline.scale_of(request.level, request.mpp)
+            make_tile(run, request.level, request.index or 0, ImageFile(request.out, kind, run.size_px, mpp), report)
+        elif request.level is not None:
             make_tiles(run, request.level, report, shown)
         elif kind is not None:
             report.mpp = sampling_levels(run.pipeline).mpp
             target = ImageFile(request.out, kind, run.size_px, report.mpp)
-            _make_large(run, request.label, 0, target, report, shown)
+            _make_large(run, request.label, request.index or 0, target, report, shown)
         else:
             _make_folder(run, check_format(request.format), report, shown)
     report.seconds["total"] = time.perf_counter() - started
@@ -127,7 +130,13 @@ def loaded(request: GenerateRequest) -> PathUpPipeline:
 def _prepared(request: GenerateRequest, pipeline: PathUpPipeline | None = None) -> tuple[Run, Format | None]:
     """Load the model and check everything, so that nothing is written before a mistake is found."""
     kind = format_of(request.out)
-    if kind is not None and (request.level is not None or request.count > 1 or request.label == ALL):
+    if request.index is not None:
+        if kind is None or (request.level is not None and kind != "png"):
+            raise PathUpError(
+                f"--index draws one image, but '{request.out.name}' is "
+                f"{'a folder' if kind is None else 'no PNG, as single tiles are'}; name one file (.png)"
+            )
+    elif kind is not None and (request.level is not None or request.count > 1 or request.label == ALL):
         raise PathUpError(
             f"'{request.out.name}' is one file, but several images were asked for; "
             "name a folder (without an ending), or ask for one label and --count 1"

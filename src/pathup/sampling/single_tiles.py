@@ -1,4 +1,4 @@
-"""Single tiles of one level into a folder, in batches."""
+"""Single tiles of one level, drawn in batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathup.sampling.outputs import ImageFile, as_band, is_complete, write_image
 from pathup.sampling.requests import GenerateReport, Run
 from pathup.sampling.tracking import Progress, all_timesteps, forwards_of
 
-__all__ = ["make_tiles"]
+__all__ = ["make_tile", "make_tiles"]
 
 
 def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress | None) -> None:
@@ -23,11 +23,9 @@ def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress 
     rows = []
     started = time.perf_counter()
     indices = {label: indices_of(run, label, "png") for label in run.labels}
-    total, done = sum(len(span) for span in indices.values()), 0
-    size, number = run.settings.window_batch, 0
+    total, done, number = sum(len(span) for span in indices.values()), 0, 0
     for label, span in indices.items():
-        for first in range(0, len(span), size):
-            batch = span[first : first + size]
+        for batch in _batches_of(run, span):
             targets = [ImageFile(name_of(run, label, i, "png"), "png", run.size_px, mpp) for i in batch]
             if number % run.processes.count == run.processes.rank:
                 missing = [not is_complete(target) for target in targets]
@@ -35,8 +33,7 @@ def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress 
                     images = _draw_tiles(run, label, level, batch, report)
                     for index, target, image, lacks in zip(batch, targets, images, missing, strict=True):
                         if lacks:
-                            provenance = {**run.made_by(), **_tile_provenance(run, label, level, index)}
-                            write_image(target, [as_band(image)], provenance, overwrite=True)
+                            _write(run, target, image, label, level, index)
                 report.kept += len(batch) - sum(missing)
             report.files.extend(target.path for target in targets)
             rows += [_tile_row(run, target, label, level, i) for i, target in zip(batch, targets, strict=True)]
@@ -47,6 +44,35 @@ def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress 
     report.seconds["tiles"] = time.perf_counter() - started
     if run.processes.is_main:
         report.files.append(write_rows(run, rows))
+
+
+def make_tile(run: Run, level: str, index: int, target: ImageFile, report: GenerateReport) -> None:
+    """One tile of a longer run, equal to the byte: its whole batch is drawn, and the others are dropped.
+
+    What a network computes of a tile depends in its last digits on how many are in the batch.
+    """
+    started, (label,) = time.perf_counter(), run.labels
+    size = run.settings.window_batch
+    last = run.request.count if run.request.count > index else (index // size + 1) * size
+    batch = next(batch for batch in _batches_of(run, range(last)) if index in batch)
+    report.mpp = target.mpp
+    if run.processes.is_main:
+        image = _draw_tiles(run, label, level, batch, report)[batch.index(index)]
+        _write(run, target, image, label, level, index)
+    run.processes.wait()
+    report.files.append(target.path)
+    report.seconds["tiles"] = time.perf_counter() - started
+
+
+def _batches_of(run: Run, span: range) -> list[range]:
+    """A class's tiles as they are drawn together."""
+    size = run.settings.window_batch
+    return [span[first : first + size] for first in range(0, len(span), size)]
+
+
+def _write(run: Run, target: ImageFile, image: np.ndarray, label: str, level: str, index: int) -> None:
+    provenance = {**run.made_by(), **_tile_provenance(run, label, level, index)}
+    write_image(target, [as_band(image)], provenance, overwrite=True)
 
 
 def _draw_tiles(run: Run, label: str, level: str, batch: range, report: GenerateReport) -> np.ndarray:
