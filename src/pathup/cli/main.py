@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ VERBS: dict[str, str] = {
     "experiment": "Train, draw and measure what the paper's tables compare.",
     "study": "Have pathologists read real and synthetic images blinded, in a browser.",
     "export": "Copy a trained model to pass on, in half the size if wanted.",
+    "doctor": "Say what this machine has, what will be slow or missing, and what mends it.",
 }
 """Verb to its line in ``pathup --help``, in the order in which they are used; each is `pathup.cli.VERB`."""
 
@@ -72,7 +74,10 @@ def load_verb(verb: str) -> Any:
     app = getattr(module, "app", None)
     if not isinstance(app, typer.Typer):
         app = typer.Typer(add_completion=False)
-        app.command(verb, no_args_is_help=True)(getattr(module, verb))
+        function = getattr(module, verb)
+        parameters = inspect.signature(function).parameters.values()
+        asks = any(parameter.default is inspect.Parameter.empty for parameter in parameters)
+        app.command(verb, no_args_is_help=asks)(function)
     command = typer.main.get_command(app)
     command.name = verb
     return command

@@ -26,7 +26,7 @@ from pathup import storage
 from pathup.errors import PathUpError, unknown
 from pathup.model.encoder import CONFIG_FILE, WEIGHTS_FILE, load_encoder
 
-__all__ = ["NOT_COMPARABLE", "STANDARD", "Encoder", "load_features"]
+__all__ = ["NOT_COMPARABLE", "STANDARD", "Encoder", "downloaded", "load_features"]
 
 NOT_COMPARABLE = (
     "Figures on features of different networks, or of other weights or another resize filter, are not comparable with "
@@ -199,9 +199,21 @@ def _fidelity_encoder(base: str, weights: str | None, device: torch.device) -> E
     )  # fmt: skip
 
 
+def downloaded() -> dict[str, Path]:
+    """Where torch keeps the weights that the figures of the literature need; a file may not be there yet."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torchvision.models import VGG16_Weights
+
+    return {"inception": _kept(URL_INCEPTION_V3), "vgg16": _kept(VGG16_Weights.IMAGENET1K_V1.url)}
+
+
+def _kept(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
 def _found_or_fetched(base: str, url: str) -> Path:
     """The weights' file where torch keeps downloads; fetched when it is not there yet."""
-    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    target = _kept(url)
     if not target.is_file():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
