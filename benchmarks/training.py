@@ -1,0 +1,276 @@
+"""Time PathUp's training beside a loop that does what diffusers' text-to-image example does, and what L_e costs.
+
+    python benchmarks/training.py TILES --model models/atlas --output training.json --table training.md
+
+TILES is what ``pathup tiles`` wrote for the model's recipe. All train the model's U-Net from its weights, on the same
+tiles, in batches of the same size: PathUp with and without the feature entropy loss, and the loop, in fp32 (the
+example's default) and in bf16 (its ``--mixed_precision bf16``). The loop, in our own words: each tile is read, resized,
+turned and normalised by torchvision in a DataLoader without workers; each step encodes the batch by the frozen
+autoencoder and its prompts by the frozen text encoder, draws noise and timesteps, descends the mean squared error by
+AdamW with clipped gradients, and moves an average of the weights (the example's ``--use_ema``). It is without
+Accelerate, whose state is one a process, and which costs the example a little. All are set up first; then they take
+turns of some steps each (A B C D A B C D), and the median of the turns counts. Tells steps a second, their ratios, and
+the share of a step in which PathUp waits for its data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import mse_loss
+
+from pathup import PathUpError, __version__, storage
+from pathup.memory import ask_for_huge_pages, keep_freed_memory
+from pathup.model.attention import fast_attention
+from pathup.model.components import load_pretrained
+from pathup.recipes import load_recipe
+from pathup.sampling.device import choose_device
+from pathup.tiles.dataset import TileFolder
+from pathup.training.batches import Batch
+from pathup.training.runs import diffusion_trainer
+
+
+class PathUpTurns:
+    """PathUp's trainer, some steps at a time; it notes what part of them it waits for its data."""
+
+    def __init__(self, asked: argparse.Namespace, work: Path, entropy: bool) -> None:
+        self.trainer = diffusion_trainer(
+            asked.tiles, work / f"entropy_{entropy}", asked.recipe, pretrained=str(asked.model),
+            autoencoder=None, level=None, latents=work / "latents", resume=False, cpu=asked.device == "cpu",
+            changes={
+                "batch_size": asked.batch_size, "steps": 1, "decay_steps": 0, "warmup_steps": 0, "orientations": 1,
+                "feature_entropy.enabled": entropy, "precision": asked.precision,
+            },
+            wandb_project=None, gradient_checkpointing=False, compiled=asked.compile,
+        )  # fmt: skip
+        self.trainer.run()  # fills the cache, takes a step, saves it and draws its sheet, none of it timed
+        self.trainer.spec = self.trainer.spec.model_copy(update={"steps": 1_000_000})
+        self._stream, self.waited = self.trainer._stream(0), 0.0
+        self.turn(asked.warm_up)
+
+    def turn(self, steps: int) -> float:
+        """Seconds a step over so many steps, as `PathoAlignTrainer.run` takes them between two checkpoints."""
+        trainer, waited = self.trainer, 0.0
+
+        def watched() -> Iterator[Batch]:
+            nonlocal waited
+            while True:
+                begun = time.perf_counter()
+                batch = next(self._stream)
+                waited += time.perf_counter() - begun
+                yield batch
+
+        stream, begun = watched(), time.perf_counter()
+        with fast_attention(trainer.trained.unet, trainer.accelerator.device):
+            for _ in range(steps):
+                told = (trainer.step + 1) % trainer.spec.log_every == 0
+                values = trainer._train_step(stream, told)
+                trainer.step += 1
+                if told:
+                    values()
+        if trainer.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        spent = time.perf_counter() - begun
+        self.waited = waited / spent
+        return spent / steps
+
+
+class LoopTurns:
+    """What the example does, some steps at a time."""
+
+    def __init__(self, asked: argparse.Namespace, precision: str) -> None:
+        from diffusers.training_utils import EMAModel
+        from torch.utils.data import DataLoader
+
+        recipe, parts = load_recipe(asked.recipe), load_pretrained(str(asked.model))
+        device = self.device = choose_device(asked.device)
+        self.vae = parts.vae.to(device).eval().requires_grad_(False)
+        self.text_encoder = parts.text_encoder.to(device).eval().requires_grad_(False)
+        self.scheduler = parts.scheduler
+        weights = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.vae.to(weights)
+        self.text_encoder.to(weights)
+        self.dtype = weights
+        unet = self.unet = parts.unet.to(device).float().train()
+        self.average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
+        self.average.to(device)
+        self.optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=1e-2)
+        data = _Captioned(TileFolder.load(asked.tiles, "train", recipe), parts.tokenizer, recipe.tiles.tile_px)
+        self.loader = DataLoader(data, batch_size=asked.batch_size, shuffle=True, num_workers=0, drop_last=True)
+        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        self._batches: Iterator[Any] = iter(())
+        self.turn(asked.warm_up)
+
+    def turn(self, steps: int) -> float:
+        """Seconds a step over so many steps."""
+        begun = time.perf_counter()
+        for _ in range(steps):
+            self._step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begun) / steps
+
+    def _step(self) -> None:
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(self.loader)
+            batch = next(self._batches)
+        with torch.no_grad():
+            latents = self.vae.encode(batch["pixels"].to(self.device, self.dtype)).latent_dist.sample()
+            latents = latents.float() * self.vae.config.scaling_factor
+            prompts = self.text_encoder(batch["ids"].to(self.device), return_dict=False)[0]
+        noise = torch.randn_like(latents)
+        count = int(self.scheduler.config.num_train_timesteps)
+        timesteps = torch.randint(0, count, (len(latents),), device=latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        wanted = noise
+        if self.scheduler.config.prediction_type == "v_prediction":
+            wanted = self.scheduler.get_velocity(latents, noise, timesteps)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            predicted = self.unet(noisy, timesteps, prompts.float(), return_dict=False)[0]
+        loss = mse_loss(predicted.float(), wanted.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.rate.step()
+        self.optimizer.zero_grad()
+        self.average.step(self.unet.parameters())
+        loss.item()  # the bar of progress shows it at every step
+
+
+class _Captioned(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Tiles and the token ids of their prompts, read anew each time."""
+
+    def __init__(self, tiles: TileFolder, tokenizer: Any, side_px: int) -> None:
+        from torchvision import transforms
+
+        self._tiles, self._tokenizer = tiles, tokenizer
+        self._transform = transforms.Compose([
+            transforms.Resize(side_px, interpolation=transforms.InterpolationMode.BILINEAR),
+            transforms.CenterCrop(side_px),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.5]),
+        ])  # fmt: skip
+        texts = [tiles.text(index) for index in range(len(tiles))]
+        self._ids = tokenizer(
+            texts, max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        from PIL import Image
+
+        with Image.open(self._tiles.path(index)) as image:
+            return {"pixels": self._transform(image.convert("RGB")), "ids": self._ids[index]}
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Set all up, have them take turns, and say what came of it."""
+    with tempfile.TemporaryDirectory() as work:
+        arms: dict[str, PathUpTurns | LoopTurns] = {
+            "pathup": PathUpTurns(asked, Path(work), entropy=True),
+            "pathup_without_entropy": PathUpTurns(asked, Path(work), entropy=False),
+            "example_fp32": LoopTurns(asked, "fp32"),
+            "example_bf16": LoopTurns(asked, "bf16"),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        waited = []
+        for turn in range(asked.turns):
+            for name, arm in arms.items():
+                seconds[name].append(arm.turn(asked.steps))
+                if name == "pathup":
+                    waited.append(arms["pathup"].waited)  # type: ignore[union-attr]
+            told = ", ".join(f"{name} {spent[-1]:.3f}" for name, spent in seconds.items())
+            print(f"turn {turn + 1} of {asked.turns}, seconds a step: {told}", file=sys.stderr, flush=True)
+    return {
+        "version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "batch_size": asked.batch_size, "precision": asked.precision, "seconds_a_step": seconds,
+        "waited_share": waited, **ratios(seconds, waited),
+    }  # fmt: skip
+
+
+def ratios(seconds: dict[str, list[float]], waited: list[float]) -> dict[str, Any]:
+    """What the turns say: each ratio is the median over turns, with the least and the most beside."""
+
+    def over(one: str, other: str) -> list[float]:
+        found = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+        return [statistics.median(found), min(found), max(found)]
+
+    return {
+        "steps_a_second": {name: 1 / statistics.median(spent) for name, spent in seconds.items()},
+        "times_the_example_fp32": over("example_fp32", "pathup"),
+        "times_the_example_bf16": over("example_bf16", "pathup"),
+        "cost_of_entropy": over("pathup", "pathup_without_entropy"),
+        "waiting_for_data": [statistics.median(waited), min(waited), max(waited)],
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    names = {
+        "pathup": "PathUp, with the feature entropy loss", "pathup_without_entropy": "PathUp, without",
+        "example_fp32": "the example's loop, fp32", "example_bf16": "the example's loop, bf16",
+    }  # fmt: skip
+    rows = [f"| {title} | {found['steps_a_second'][name]:.2f} |" for name, title in names.items()]
+    said = [
+        ("PathUp's steps a second over the loop's in fp32", "times_the_example_fp32", "at least 2"),
+        ("over the loop's in bf16", "times_the_example_bf16", ""),
+        ("a step with the feature entropy loss over one without", "cost_of_entropy", "at most 1.03"),
+        ("share of a step spent waiting for data", "waiting_for_data", "at most 0.05"),
+    ]
+    more = [
+        f"| {title} | {found[key][0]:.3f} | {found[key][1]:.3f} to {found[key][2]:.3f} | {wanted} |"
+        for title, key, wanted in said
+    ]
+    head = ["| training, batch " f"{found['batch_size']} | steps a second |", "|---|---|"]
+    second = ["", "| ratio | median of the turns | least to most | wanted |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, *second, *more]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tiles", type=Path)
+    parser.add_argument("--model", type=Path, default=Path("models/atlas"))
+    parser.add_argument("--recipe", default="atlas", help="of the model and the tiles [atlas]")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", default="bf16", help="of PathUp's training [bf16]")
+    parser.add_argument("--compile", action="store_true", help="have PathUp's blocks fused")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps of each before any is timed [2]")
+    parser.add_argument("--steps", type=int, default=4, help="steps a turn [4]")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each [5]")
+    parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--output", type=Path, help="JSON")
+    parser.add_argument("--table", type=Path, help="Markdown")
+    asked = parser.parse_args()
+    ask_for_huge_pages()
+    keep_freed_memory()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    try:
+        found = measure(asked)
+    except PathUpError as error:
+        print(f"pathup: {error}", file=sys.stderr)
+        return 1
+    if asked.output:
+        storage.write_json(asked.output, found)
+    if asked.table:
+        storage.write_text(asked.table, table(found))
+    print(json.dumps(found, indent=2) if not asked.table else table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
