@@ -446,10 +446,10 @@ def test_latents_of_a_pretrained_autoencoder_are_normalised_whatever_factor_it_b
 
 
 def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
-    # half of the prompts dropped: each process then has another number of terms of L_e, and beta 1 makes them count
+    # half of the prompts dropped: each process then has another number of terms of L_e. With beta 1 in place of 0.1 the
+    # run is so sensitive that rounding alone grows from 3e-7 to 3e-3 of L_e in 50 steps
     values = recipe.model_dump(mode="json")
-    values["diffusion"] |= {"prompt_dropout": 0.5, "steps": 4}
-    values["diffusion"]["feature_entropy"]["beta"] = 1.0
+    values["diffusion"] |= {"prompt_dropout": 0.5, "steps": 50, "checkpoint_every": 50, "sample_every": 50}
     recipes = {}
     for name, accumulation in (("one", 1), ("two", 2)):  # 16 x 1 tiles a step in one process, 4 x 2 in each of two
         values["diffusion"]["gradient_accumulation"] = accumulation
@@ -471,7 +471,7 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_t
     weights = [checkpoint.tensors("model")["unet.conv_in.weight"] for checkpoint in (a, b)]
     assert torch.allclose(*weights, atol=1e-4)  # Adam turns rounding of near-0 gradients into steps of that size
     losses = [[json.loads(line) for line in (tmp_path / run / "losses.jsonl").open()] for run in ("one", "two")]
-    assert len(losses[0]) == len(losses[1]) == 4
+    assert len(losses[0]) == len(losses[1]) == 50
     for joint, halves in zip(*losses, strict=True):
-        for name in ("L_r", "L_e"):
-            assert joint[name] == pytest.approx(halves[name], rel=1e-3), name  # rounding, as of the weights above
+        for name in ("L_r", "L_e", "gradient_norm"):
+            assert joint[name] == pytest.approx(halves[name], abs=1e-4), name  # rounding makes up 4e-6 of it
