@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from pathup import __version__
 from pathup.errors import PathUpError, unknown
 from pathup.memory import ask_for_huge_pages
+from pathup.peers import lost_peer
 
 VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
@@ -125,4 +126,10 @@ def main() -> None:
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         print(f"pathup: {error.strerror or error}{place}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        said = lost_peer(error)
+        if said is None:
+            raise
+        print(f"pathup: {said}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -1,0 +1,66 @@
+"""A run of two processes, one of which is killed: what the other says, and how the run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pathup.peers import lost_peer
+
+
+def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    told = ["--recipe", "tiny", "--cpu", "--tiles", tiles, "--autoencoder", autoencoder, "--steps", steps]
+    line = [*launcher, "-m", "pathup", "train", "diffusion", *told, "--output", output, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(part) for part in line], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
+    tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path
+) -> None:
+    steps, checkpoints = 60, tmp_path / "killed/checkpoints"
+    running = _two(tiny_tiles, tiny_autoencoder, tmp_path / "killed", steps)
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")) and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = {process.environ().get("RANK"): process for process in psutil.Process(running.pid).children()}
+    workers["1"].send_signal(signal.SIGKILL)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode != 0
+    (sentence,) = [line for line in said.splitlines() if "pathup: " in line]
+    assert "process 0 of 2 lost another one" in sentence and "--resume goes on from the newest checkpoint" in sentence
+    assert "[rank0]: Traceback" not in said
+    assert not (tmp_path / "killed/model").exists()
+    for folder, more in (("killed", ["--resume"]), ("whole", [])):
+        process = _two(tiny_tiles, tiny_autoencoder, tmp_path / folder, steps, *more)
+        assert process.communicate(timeout=240)[1] is not None and process.returncode == 0
+    last = f"checkpoints/step-{steps:08d}"
+    for path in (tmp_path / "whole" / last).glob("*.safetensors"):
+        one, other = load_file(path), load_file(tmp_path / "killed" / last / path.name)
+        assert all(torch.equal(one[key], other[key]) for key in one), path.name
+    assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / "killed/losses.jsonl").read_text()
+
+
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:3989:\nConnection reset by peer")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert lost_peer(gone) is None
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    said = lost_peer(gone)
+    assert said is not None and said.startswith("process 3 of 4 lost another one") and "\n" not in said
+    assert lost_peer(torch.distributed.DistBackendError("NCCL error: remote process exited")) is not None
+    assert lost_peer(RuntimeError("shapes do not match")) is None
+    assert lost_peer(ValueError("gloo")) is None
