@@ -44,7 +44,7 @@ def _commands(page: Path) -> list[list[str]]:
     found = []
     for line in lines:
         words = shlex.split(line)
-        if words[:2] == ["accelerate", "launch"]:
+        if words[:2] == ["accelerate", "launch"] or words[0] == "torchrun":
             words = ["python", *words[words.index("-m") :]]
         found.append(["pathup", *words[3:]] if words[:3] == ["python", "-m", "pathup"] else words)
     return found

@@ -204,3 +204,19 @@ def test_two_processes_draw_the_same_image_as_one(model: Path, tmp_path: Path) -
     # 1e-4 of the range is a fortieth of a grey value: rounding may tip one, seldom
     difference = np.abs(read_image(one).astype(int) - read_image(two).astype(int))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+def test_two_processes_of_torchrun_share_the_tiles_of_a_folder(model: Path, tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pathup"]
+    asked = ["--label", "all", "--level", "patch", "--count", "5", "--window-batch", "2", "--steps", "2", "--seed", "3"]
+    line = ["generate", str(model), str(tmp_path / "two"), *asked, "--threads", "1", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *launch, *line], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("10 images of") == 1
+    run_pathup(*[str(tmp_path / "one") if part == str(tmp_path / "two") else part for part in line])
+    names = sorted(path.name for path in (tmp_path / "one").glob("*.png"))
+    assert names == sorted(path.name for path in (tmp_path / "two").glob("*.png")) and len(names) == 10
+    assert all(np.array_equal(read_image(tmp_path / "one" / n), read_image(tmp_path / "two" / n)) for n in names)
+    assert (tmp_path / "one/metadata.jsonl").read_text() == (tmp_path / "two/metadata.jsonl").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -138,7 +139,8 @@ def diffusion(
         compiled=compiled,
         recorded=record,
     )
-    typer.echo(f"model written to {folder}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        typer.echo(f"model written to {folder}")
 
 
 @app.command()

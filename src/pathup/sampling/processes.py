@@ -70,4 +70,4 @@ def launched_processes(device: str) -> tuple[Processes, str]:
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    return _Launched(state), str(state.device)
+    return _Launched(state), "cpu" if state.device.type == "cpu" else str(state.device)  # not torchrun's 'cpu:0'
