@@ -176,24 +176,31 @@ class _Captioned(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             return {"pixels": self._transform(image.convert("RGB")), "ids": self._ids[index]}
 
 
-def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Set all up, have them take turns, and say what came of it."""
-    with tempfile.TemporaryDirectory() as work:
-        arms: dict[str, PathUpTurns | LoopTurns] = {
-            "pathup": PathUpTurns(asked, Path(work), entropy=True),
-            "pathup_without_entropy": PathUpTurns(asked, Path(work), entropy=False),
-            "example_fp32": LoopTurns(asked, "fp32"),
-            "example_bf16": LoopTurns(asked, "bf16"),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        waited = []
-        for turn in range(asked.turns):
-            for name, arm in arms.items():
-                seconds[name].append(arm.turn(asked.steps))
-                if name == "pathup":
-                    waited.append(arms["pathup"].waited)  # type: ignore[union-attr]
-            told = ", ".join(f"{name} {spent[-1]:.3f}" for name, spent in seconds.items())
-            print(f"turn {turn + 1} of {asked.turns}, seconds a step: {told}", file=sys.stderr, flush=True)
+Arms = dict[str, PathUpTurns | LoopTurns]
+"""What takes turns, by its name in the figures."""
+
+
+def arms_of(asked: argparse.Namespace, work: Path) -> Arms:
+    """All that is timed, set up and warm; latents and runs lie in `work`."""
+    return {
+        "pathup": PathUpTurns(asked, work, entropy=True),
+        "pathup_without_entropy": PathUpTurns(asked, work, entropy=False),
+        "example_fp32": LoopTurns(asked, "fp32"),
+        "example_bf16": LoopTurns(asked, "bf16"),
+    }
+
+
+def measure(asked: argparse.Namespace, arms: Arms) -> dict[str, Any]:
+    """Have the arms take turns, and say what came of it."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    waited = []
+    for turn in range(asked.turns):
+        for name, arm in arms.items():
+            seconds[name].append(arm.turn(asked.steps))
+            if isinstance(arm, PathUpTurns):
+                waited.append(arm.waited)
+        told = ", ".join(f"{name} {spent[-1]:.3f}" for name, spent in seconds.items())
+        print(f"turn {turn + 1} of {asked.turns}, seconds a step: {told}", file=sys.stderr, flush=True)
     return {
         "version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
         "batch_size": asked.batch_size, "precision": asked.precision, "seconds_a_step": seconds,
@@ -260,7 +267,8 @@ def main() -> int:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     try:
-        found = measure(asked)
+        with tempfile.TemporaryDirectory() as work:
+            found = measure(asked, arms_of(asked, Path(work)))
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1

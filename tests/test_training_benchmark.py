@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import pytest
 import torch
 
 import benchmarks.training as bench
@@ -14,7 +13,7 @@ from pathup.recipes import Recipe
 
 
 def test_pathup_and_the_loop_take_turns_and_all_of_them_train(
-    tmp_path: Path, tiny_tiles: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tiles: Path, recipe: Recipe
 ) -> None:
     build_pipeline(recipe).save_pretrained(tmp_path / "model")
     asked = argparse.Namespace(
@@ -22,22 +21,13 @@ def test_pathup_and_the_loop_take_turns_and_all_of_them_train(
         warm_up=1, steps=2, turns=2, device="cpu",
     )  # fmt: skip
     before = build_pipeline(recipe).unet.conv_out.weight
-    arms: list[bench.PathUpTurns | bench.LoopTurns] = []
-    for kind in (bench.PathUpTurns, bench.LoopTurns):
-        made = kind.__init__
-
-        def noted(self, *arguments, made=made, **named):  # type: ignore[no-untyped-def]
-            made(self, *arguments, **named)
-            arms.append(self)
-
-        monkeypatch.setattr(kind, "__init__", noted)
-    found = bench.measure(asked)
-    assert len(arms) == 4
-    for arm in arms:
+    arms = bench.arms_of(asked, tmp_path / "work")
+    found = bench.measure(asked, arms)
+    for arm in arms.values():
         unet = arm.trainer.trained.unet if isinstance(arm, bench.PathUpTurns) else arm.unet
         assert not torch.equal(unet.conv_out.weight.detach(), before)
     # one step fills the cache, one warms up, then two turns of two
-    assert [arm.trainer.step for arm in arms if isinstance(arm, bench.PathUpTurns)] == [6, 6]
+    assert [arm.trainer.step for arm in arms.values() if isinstance(arm, bench.PathUpTurns)] == [6, 6]
     assert all(len(spent) == 2 and min(spent) > 0 for spent in found["seconds_a_step"].values())
     assert all(0 < share < 1 for share in found["waited_share"])
     for line in ("PathUp, with the feature entropy loss", "the example's loop, bf16", "waiting for data"):

@@ -56,7 +56,7 @@ def autoencoder(
         workers=workers,
         wandb_project=wandb,
     )
-    typer.echo(f"autoencoder written to {folder}")
+    _written("autoencoder", folder)
 
 
 @app.command()
@@ -139,8 +139,7 @@ def diffusion(
         compiled=compiled,
         recorded=record,
     )
-    if os.environ.get("RANK", "0") == "0":  # of several processes one says it
-        typer.echo(f"model written to {folder}")
+    _written("model", folder)
 
 
 @app.command()
@@ -172,4 +171,10 @@ def encoder(
         workers=workers,
         wandb_project=wandb,
     )
-    typer.echo(f"encoder written to {folder}")
+    _written("encoder", folder)
+
+
+def _written(what: str, folder: Path) -> None:
+    """Say where it is; of several processes the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{what} written to {folder}")

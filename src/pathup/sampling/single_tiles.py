@@ -23,9 +23,10 @@ def make_tiles(run: Run, level: str, report: GenerateReport, progress: Progress 
     rows = []
     started = time.perf_counter()
     indices = {label: indices_of(run, label, "png") for label in run.labels}
-    total, done, number = sum(len(span) for span in indices.values()), 0, 0
+    total, done = sum(len(span) for span in indices.values()), 0
+    size, number = run.settings.window_batch, 0
     for label, span in indices.items():
-        for batch in _batches_of(run, span):
+        for batch in (span[first : first + size] for first in range(0, len(span), size)):
             targets = [ImageFile(name_of(run, label, i, "png"), "png", run.size_px, mpp) for i in batch]
             if number % run.processes.count == run.processes.rank:
                 missing = [not is_complete(target) for target in targets]
@@ -52,9 +53,9 @@ def make_tile(run: Run, level: str, index: int, target: ImageFile, report: Gener
     What a network computes of a tile depends in its last digits on how many are in the batch.
     """
     started, (label,) = time.perf_counter(), run.labels
-    size = run.settings.window_batch
-    last = run.request.count if run.request.count > index else (index // size + 1) * size
-    batch = next(batch for batch in _batches_of(run, range(last)) if index in batch)
+    size, count = run.settings.window_batch, run.request.count
+    first = index // size * size
+    batch = range(first, min(first + size, count) if count > index else first + size)
     report.mpp = target.mpp
     if run.processes.is_main:
         image = _draw_tiles(run, label, level, batch, report)[batch.index(index)]
@@ -62,12 +63,6 @@ def make_tile(run: Run, level: str, index: int, target: ImageFile, report: Gener
     run.processes.wait()
     report.files.append(target.path)
     report.seconds["tiles"] = time.perf_counter() - started
-
-
-def _batches_of(run: Run, span: range) -> list[range]:
-    """A class's tiles as they are drawn together."""
-    size = run.settings.window_batch
-    return [span[first : first + size] for first in range(0, len(span), size)]
 
 
 def _write(run: Run, target: ImageFile, image: np.ndarray, label: str, level: str, index: int) -> None:
