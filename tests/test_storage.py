@@ -112,3 +112,10 @@ def test_a_disk_that_fills_under_a_library_of_its_own_exceptions_is_the_same_sen
         raise Exception("No space left on device (os error 28)")  # as tokenizers raises it
     with pytest.raises(ZeroDivisionError), storage.clear_disk_errors(tmp_path / "x"):
         raise ZeroDivisionError
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".123.partial.a.png", "a.png", ".hidden"):
+        (tmp_path / name).write_text("")
+    storage.remove_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.png"]

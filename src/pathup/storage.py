@@ -88,6 +88,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed had not written to the end, in a folder that no other writes to now."""
+    for path in folder.glob(".*.partial.*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder to write to; it takes `target`'s place only when complete.

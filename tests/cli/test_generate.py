@@ -110,7 +110,7 @@ def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     # the command line's surface, frozen: a new option belongs in docs/sampling.md as well
     options = ["label", "size", "seed", "count", "steps", "guidance", "strength", "scheduler", "reference", "level"]
     options += ["window-batch", "no-weights", "format", "device", "threads", "resume", "overwrite", "windows"]
-    options += ["window-weight", "overlap", "layout", "layout-unit", "preview", "dry-run"]
+    options += ["window-weight", "overlap", "layout", "layout-unit", "preview", "dry-run", "shard-size", "index"]
     documented = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
     for option in options:
         assert f"--{option}" in said

@@ -138,24 +138,26 @@ def test_one_image_of_a_longer_run_is_drawn_again_to_the_byte(model: Path, tmp_p
     assert np.array_equal(_pixels(tmp_path / "1 large.png"), _pixels(tmp_path / "large/A_0001.png"))
 
 
-def test_a_killed_run_leaves_whole_images_and_no_metadata(
+def test_a_full_disk_leaves_whole_images_and_no_metadata(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, calls = tmp_path / "out", single_tiles.write_image, []
+    out, real = tmp_path / "out", single_tiles.write_image
 
-    def killed(*arguments: Any, **named: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        real(*arguments, **named)
+    def full(target: Any, *arguments: Any, **named: Any) -> None:
+        if target.path.name == "A_0002.png":
+            raise PathUpError("the disk is full")
+        real(target, *arguments, **named)
 
-    monkeypatch.setattr(single_tiles, "write_image", killed)
-    with pytest.raises(KeyboardInterrupt):
-        _run(model, out, level="patch", size=None, count=4)
-    assert sorted(path.name for path in out.glob("*.*")) == ["A_0000.png", "A_0001.png", "pathup.run.json"]
+    monkeypatch.setattr(single_tiles, "write_image", full)
+    with pytest.raises(PathUpError, match="the disk is full"):
+        _run(model, out, level="patch", size=None, count=6, window_batch=2)
+    there = sorted(path.name for path in out.glob("*.png"))
+    # what was written beside the one that failed is whole; no batch after the next was begun
+    assert there in (["A_0000.png", "A_0001.png"], ["A_0000.png", "A_0001.png", "A_0003.png"])
+    assert not (out / "metadata.jsonl").exists()
     monkeypatch.undo()
-    report = _run(model, out, level="patch", size=None, count=4, resume=True)
-    assert report.kept == 2 and len(_rows(out)) == 4
+    report = _run(model, out, level="patch", size=None, count=6, resume=True)
+    assert report.kept == len(there) and len(_rows(out)) == 6
 
 
 def test_a_folder_belongs_to_one_run(model: Path, tmp_path: Path) -> None:

@@ -78,7 +78,17 @@ def generate(
     ] = None,
     window_batch: Annotated[
         int | None,
-        typer.Option(help="Windows, or tiles, at once: it changes memory and speed only. [default: the model's]"),
+        typer.Option(
+            help="Windows, or tiles, at once: it changes memory, speed and last digits only. [default: the model's; "
+            "for a long run of tiles, what a short probe finds best]"
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Pack single tiles into WebDataset shards (shard-000000.tar, ...) of about so many, each with its "
+            "prompt and metadata. [default: one file a tile]"
+        ),
     ] = None,
     windows: Annotated[
         str | None,
@@ -128,7 +138,7 @@ def generate(
     (accelerate launch --num_processes N -m pathup generate ...) share its windows, or the tiles of a folder.
 
     Examples: pathup generate models/atlas slide.ome.tiff --label IC --size 2048x2048;
-    pathup generate models/atlas tiles --label all --level patch --count 200.
+    pathup generate models/atlas tiles --label all --level patch --count 10000 --shard-size 1000.
     """
     from pathup.sampling.runs import GenerateRequest
     from pathup.sampling.runs import estimate as run_estimate
@@ -161,6 +171,7 @@ def generate(
         window_weight="hard" if no_weights else window_weight,
         overlap=overlap,
         window_batch=window_batch,
+        shard_size=shard_size,
         preview=preview,
         format=format,
         precision=precision,
@@ -176,11 +187,12 @@ def generate(
         report = run(request, progress=bars)
     if not report.is_main:
         return
-    images = [path for path in report.files if path.suffix != ".jsonl"]
     height, width = report.size_px
     kept = f" ({report.kept} were there)" if report.kept else ""
-    plural = "" if len(images) == 1 else "s"
-    typer.echo(f"{len(images)} image{plural}{kept} of {width} x {height} px, {report.mpp:g} mpp: {out}")
+    plural = "" if report.images == 1 else "s"
+    shards = sum(path.suffix == ".tar" for path in report.files)
+    kept += f" in {shards} shard{'' if shards == 1 else 's'}" if shards else ""
+    typer.echo(f"{report.images} image{plural}{kept} of {width} x {height} px, {report.mpp:g} mpp: {out}")
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     coverage = f" ({report.coverage:.1f} coverages of the canvas)" if report.coverage else ""
     typer.echo(

@@ -30,7 +30,8 @@ class GenerateRequest:
     `count` is a class's; `size` is ``'WxH'`` or one number; `level` asks for single tiles of that level
     instead of large images, and `mpp` for a scale of theirs that is not the level's own; `format` is that of large
     images in a folder; `index` asks for that one image of a class, of the `count` that were asked for together (a
-    count that does not reach it stands for any longer run). With a `layout`, `label` is the class of what it leaves
+    count that does not reach it stands for any longer run); `shard_size` asks for single tiles in WebDataset shards of
+    at most about so many. With a `layout`, `label` is the class of what it leaves
     out, or ``glass``.
     """
 
@@ -55,6 +56,7 @@ class GenerateRequest:
     window_weight: str | None = None
     overlap: int | None = None
     window_batch: int | None = None
+    shard_size: int | None = None
     format: str = "png"
     preview: Path | None = None
     precision: str = "fp32"
@@ -71,6 +73,10 @@ class GenerateRequest:
                 f"index {self.index} of label '{self.label}' was asked for, but the number of one image of one class, "
                 "from 0, was needed"
             )
+        if self.shard_size is not None and self.shard_size < 1:
+            raise PathUpError(f"shard size is {self.shard_size}, but at least 1 tile a shard was needed")
+        if self.shard_size is not None and self.level is None:
+            raise PathUpError("--shard-size packs single tiles: --level was needed too")
         if self.threads is not None and self.threads < 1:
             raise PathUpError(f"threads is {self.threads}, but at least 1 was needed")
         if self.level is not None:
@@ -97,10 +103,11 @@ class GenerateReport:
     `forwards` counts U-Net forwards (one window once through the U-Net; guidance takes two), `coverage` how often the
     U-Net saw
     a position of a large image's canvas, `seconds` holds wall time by stage, `kept` the images that a resumed run
-    found complete.
+    found complete, `images` how many there are now.
     """
 
     files: list[Path] = field(default_factory=list)
+    images: int = 0
     kept: int = 0
     size_px: tuple[int, int] = (0, 0)
     mpp: float = 0.0

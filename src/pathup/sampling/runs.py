@@ -199,6 +199,7 @@ def _make_large(
     request, plan = run.request, run.plan(label, index)
     identity = identity_of(plan, run.model_sha256, run.reference_sha256)
     report.files.append(target.path)
+    report.images += 1
     if request.resume and is_finished(target, identity):
         report.kept += 1
         return
@@ -229,6 +230,7 @@ def _make_folder(run: Run, kind: Format, report: GenerateReport, progress: Progr
         target = ImageFile(name_of(run, label, index, kind), kind, run.size_px, levels.mpp)
         if is_complete(target):
             report.kept += 1
+            report.images += 1
             report.files.append(target.path)
         else:
             if run.processes.is_main:
