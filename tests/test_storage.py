@@ -114,7 +114,7 @@ def test_a_disk_that_fills_under_a_library_of_its_own_exceptions_is_the_same_sen
         raise ZeroDivisionError
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     for name in (".123.partial.a.png", "a.png", ".hidden"):
         (tmp_path / name).write_text("")
     storage.remove_partial(tmp_path)

@@ -14,6 +14,10 @@ class PathUpError(Exception):
     """
 
 
+class OutputError(PathUpError):
+    """What was asked for could not be written (a full disk, no permission); what was made before is kept."""
+
+
 def nearest(found: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean X?'`` for the closest of `known`, or an empty string when none is close."""
     folded = {name.lower(): name for name in known}

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from pathup.errors import PathUpError
+from pathup.errors import OutputError, PathUpError
 
 IDENTITY_FILE = "pathup.run.json"
 
@@ -44,16 +44,16 @@ def _wrapped_error(error: Exception) -> OSError | None:
     return OSError(errno.EIO, str(error)) if isinstance(error, SafetensorError) else None
 
 
-def disk_error(error: OSError, target: Path) -> PathUpError:
+def disk_error(error: OSError, target: Path) -> OutputError:
     """The sentence for an OSError met while writing `target`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(next(p for p in [target, *target.parents] if p.exists())).free
-        return PathUpError(
+        return OutputError(
             f"the disk is full: {target} could not be written ({free / 2**20:.0f} MiB free); "
             "free some space and run the same command again (with --resume where a folder was being written)"
         )
     reason = error.strerror or str(error) or type(error).__name__
-    return PathUpError(f"cannot write {target}: {reason}")
+    return OutputError(f"cannot write {target}: {reason}")
 
 
 def fsync_path(path: Path) -> None:

@@ -16,6 +16,7 @@ import openslide
 import pytest
 from PIL import Image
 
+from pathup import storage
 from pathup.errors import PathUpError
 from pathup.recipes import load_recipe
 from pathup.slides.reader import RESIZE_FILTER
@@ -324,6 +325,47 @@ def test_a_bad_image_leaves_nothing_behind_and_its_repair_works(tmp_path: Path, 
     assert not out.exists()
     victim.write_bytes(whole)
     assert make_tiles(source, out, tiny(), workers=workers)["tiles"]["train"]["patch"]["B"] > 0
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = class_tree(tmp_path / "source"), tmp_path / "out"
+    make_tiles(source, tmp_path / "straight", tiny())
+    real, count = cutting._write_tile, Counter[str]()
+
+    def full(pixels: Any, name: Path) -> None:
+        count["tiles"] += 1
+        if count["tiles"] > 9:
+            raise storage.disk_error(OSError(errno.ENOSPC, "full"), name)
+        real(pixels, name)
+
+    with monkeypatch.context() as patch, pytest.raises(PathUpError, match="the disk is full"):
+        patch.setattr(cutting, "_write_tile", full)
+        make_tiles(source, out, tiny())
+    notes = len(list((out / ".work").glob("*.scan.json")))
+    assert notes  # the first regions' tiles lie beside them
+    with monkeypatch.context() as patch:
+        looked = Counter[str]()
+        scan = making._scan_one
+        patch.setattr(making, "_scan_one", lambda *job: (looked.update(["at"]), scan(*job))[1])
+        make_tiles(source, out, tiny(), resume=True)
+    assert looked["at"] == len(list(source.rglob("*.png"))) - notes
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+def test_a_region_is_decoded_once_where_no_level_has_an_allowance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = class_tree(tmp_path / "source")
+    recipe = tiny(levels=[{**level.model_dump(), "max_per_class": None} for level in tiny().tiles.levels])
+    opened, real = Counter[str](), cutting.open_slide
+
+    def counted(file: Path, *arguments: Any) -> Any:
+        opened[file.name] += 1
+        return real(file, *arguments)
+
+    monkeypatch.setattr(cutting, "open_slide", counted)
+    make_tiles(source, tmp_path / "out", recipe)
+    assert len(opened) == len(list(source.rglob("*.png"))) and set(opened.values()) == {1}
 
 
 def test_a_fault_of_ours_leaves_nothing_behind_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,13 +133,16 @@ def tissue_fraction(pixels_HWC: np.ndarray) -> float:
     return float(np.mean((darkest <= STAINED_DARKEST) & (brightest - darkest >= STAINED_CHROMA)))
 
 
-def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True) -> Scan:
-    """Find the fields of a region that are to become tiles. Writes nothing.
+def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True, tiles: Path | None = None) -> Scan:
+    """Find the fields of a region that are to become tiles.
 
     Parameters
     ----------
     hashed
         Whether to hash the file: a slide of gigabytes is read once, not for each of its regions.
+    tiles
+        Folder to which the tiles of levels without an allowance a class are written at once (`early_tile`), since
+        their pixels are here and all of them are wanted; unset: nothing is written.
 
     Raises
     ------
@@ -163,12 +166,16 @@ def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True) -> 
             for field in candidates:
                 if outline is not None and _inside(field, outline) < recipe.min_inside:
                     reasons["outside the annotation"] += 1
-                elif recipe.min_tissue > 0 and (
-                    tissue_fraction(read_tile(reader, field, recipe.tile_px)) < recipe.min_tissue
-                ):
-                    reasons["background"] += 1
-                else:
-                    fields.append(field)
+                    continue
+                early = early_tile(tiles, field) if tiles is not None and level.max_per_class is None else None
+                if recipe.min_tissue > 0 or early is not None:
+                    pixels = read_tile(reader, field, recipe.tile_px)
+                    if recipe.min_tissue > 0 and tissue_fraction(pixels) < recipe.min_tissue:
+                        reasons["background"] += 1
+                        continue
+                    if early is not None:
+                        _write_tile(pixels, early)
+                fields.append(field)
             left_out[level.name] = dict(reasons)
         x, y, width, height = area
         looks = perceptual_hash(reader.read_field(x, y, (width, height), THUMBNAIL_PX))
@@ -181,30 +188,54 @@ def read_tile(reader: SlideReader, field: Field, tile_px: int) -> np.ndarray:
     return reader.read_field(field.x, field.y, (field.width, field.height), tile_px)
 
 
-def cut_region(region: Region, fields: list[Field], recipe: TilesRecipe, names: list[Path]) -> None:
+def early_tile(tiles: Path, field: Field) -> Path:
+    """Where `scan_region` writes a field's tile."""
+    return tiles / f"{field.level}_{field.x}_{field.y}.png"
+
+
+def cut_region(
+    region: Region, fields: list[Field], recipe: TilesRecipe, names: list[Path], *, tiles: Path | None = None
+) -> None:
     """Write the tiles of a region as lossless PNGs.
 
     Parameters
     ----------
     names
         One path a field.
+    tiles
+        The folder of tiles that `scan_region` has written already; they are moved.
 
     Raises
     ------
     PathUpError
         The file cannot be read, or a tile cannot be written.
     """
+    left = []
+    for field, name in zip(fields, names, strict=True):
+        early = None if tiles is None else early_tile(tiles, field)
+        if early is None or not early.exists():
+            left.append((field, name))
+            continue
+        with storage.clear_disk_errors(name):
+            name.parent.mkdir(parents=True, exist_ok=True)
+            early.replace(name)
+    if not left:
+        return
     with open_slide(region.file, region.assume_mpp) as reader:
-        for field, name in zip(fields, names, strict=True):
-            encoded = io.BytesIO()
-            Image.fromarray(read_tile(reader, field, recipe.tile_px)).save(encoded, "PNG", compress_level=2)
-            with storage.clear_disk_errors(name):
-                name.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    name.write_bytes(encoded.getvalue())
-                except OSError:
-                    name.unlink(missing_ok=True)
-                    raise
+        for field, name in left:
+            _write_tile(read_tile(reader, field, recipe.tile_px), name)
+
+
+def _write_tile(pixels_HWC: np.ndarray, name: Path) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(encoded, "PNG", compress_level=2)
+    with storage.clear_disk_errors(name):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            name.write_bytes(encoded.getvalue())
+        except OSError:
+            name.unlink(missing_ok=True)
+            raise
 
 
 def source_sha256(path: Path) -> str:

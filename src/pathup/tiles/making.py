@@ -1,7 +1,9 @@
 """Making a folder of tiles from a source: in several processes, resumable, the same bytes every time.
 
 Two passes. The first looks through every region and writes nothing but its notes, so bad input is found before a
-tile exists and a class's allowance is drawn from all of its tiles. The second writes the tiles. The
+split has a tile and a class's allowance is drawn from all of its tiles. With the notes are the tiles that are wanted
+whatever other regions hold, those of levels without an allowance: each region is then decoded once. The second pass
+puts the tiles in their places, and cuts those with an allowance. The
 ``sources.jsonl`` and ``metadata.jsonl`` of the splits come last, and ``summary.json`` last of all.
 """
 
@@ -18,7 +20,7 @@ from typing import Any
 
 from pathup import storage
 from pathup.draws import seed_of
-from pathup.errors import PathUpError
+from pathup.errors import OutputError, PathUpError
 from pathup.recipes import Recipe, TilesRecipe, recipe_text, save_recipe
 from pathup.slides.images import image_size
 from pathup.slides.reader import SLIDE_SUFFIXES
@@ -93,6 +95,8 @@ def make_tiles(
         chosen, left_out = _choose(regions, scans, recipe.tiles)
         if not any(chosen.values()):
             raise PathUpError(_nothing(source, left_out))
+    except OutputError:
+        raise
     except Exception:
         if not begun:  # nothing was cut yet, so a corrected source can be tried again at once
             _forget(out, existed)
@@ -145,7 +149,8 @@ def _scan(notes: Path, regions: Sequence[Region], recipe: TilesRecipe, workers: 
     waiting = [
         (r, recipe, notes / f"{r.name}.scan.json", first[r.file] == r.name) for r in regions if not _scanned(notes, r)
     ]
-    run_all(_scan_one, waiting, workers, "looking through the regions", done=len(regions) - len(waiting))
+    done = len(regions) - len(waiting)
+    run_all(_scan_one, waiting, workers, "looking through the regions and cutting them", done=done)
     scans = {r.name: _read_scan(notes / f"{r.name}.scan.json") for r in regions}
     for region in regions:
         own, hashed = scans[region.name], scans[first[region.file]]
@@ -156,7 +161,8 @@ def _scan(notes: Path, regions: Sequence[Region], recipe: TilesRecipe, workers: 
 
 
 def _scan_one(region: Region, recipe: TilesRecipe, note: Path, hashed: bool) -> None:
-    storage.write_json(note, asdict(scan_region(region, recipe, hashed=hashed)))
+    scan = scan_region(region, recipe, hashed=hashed, tiles=note.parent / f"{region.name}.tiles")
+    storage.write_json(note, asdict(scan))
 
 
 def _scanned(notes: Path, region: Region) -> bool:
@@ -237,13 +243,15 @@ def _cut(
         names = [out / str(region.split) / tile_name(region, field) for field in chosen[region.name]]
         if names and not note.exists():
             waiting.append((region, chosen[region.name], recipe, names, note, scans[region.name].signature))
-    run_all(_cut_one, waiting, workers, "cutting tiles", done=len(regions) - len(waiting))
+    if all(level.max_per_class is None for level in recipe.levels):
+        workers = 1  # they are only moved, which is done before other processes have begun
+    run_all(_cut_one, waiting, workers, "putting tiles in place", done=len(regions) - len(waiting))
 
 
 def _cut_one(
     region: Region, fields: list[Field], recipe: TilesRecipe, names: list[Path], note: Path, seen: list[list[int]]
 ) -> None:
-    cut_region(region, fields, recipe, names)
+    cut_region(region, fields, recipe, names, tiles=note.parent / f"{region.name}.tiles")
     if signature(region.file) != seen:
         raise PathUpError(f"{region.file} was changed while it was cut; start again with another output folder")
     storage.write_text(note, "")
