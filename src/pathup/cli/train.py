@@ -96,6 +96,15 @@ def diffusion(
     level: Annotated[str | None, typer.Option(help="Train on this level's tiles alone.")] = None,
     latents: Annotated[Path | None, typer.Option(help="Folder of the latent cache, to share between runs.")] = None,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Train adapters of this rank in a pretrained U-Net's attentions, the rest frozen: much less memory."
+        ),
+    ] = None,
+    adam_8bit: Annotated[
+        bool | None, typer.Option("--adam-8bit", help="AdamW keeps its moments in 8 bits: a quarter of their memory.")
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Fuse the U-Net's blocks: some minutes first, then faster steps.")
     ] = False,
@@ -131,6 +140,8 @@ def diffusion(
             "feature_entropy.beta": beta,
             "patho_align": patho_align,
             "feature_entropy.enabled": feature_entropy,
+            "lora_rank": lora_rank,
+            "adam_8bit": adam_8bit,
         },
         cpu=cpu,
         workers=workers,

@@ -38,6 +38,12 @@ class DiffusionRecipe(Section):
         description="Muon's (Jordan et al. 2024), for the matrices of the U-Net's levels without attention; unset: "
         "AdamW steps them too",
     )
+    adam_8bit: bool = Field(False, description="AdamW keeps its moments in 8 bits (bitsandbytes): less memory")
+    lora_rank: Positive | None = Field(
+        None,
+        description="train adapters of this rank (LoRA: Hu et al. 2022) in a pretrained U-Net's attentions, the rest "
+        "frozen; unset: all its weights",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's")
     muon_weight_decay: float = Field(0.1, ge=0, description="Muon's")
     warmup_steps: int = Field(0, ge=0, description="the first steps, over which the learning rate rises linearly")

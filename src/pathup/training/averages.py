@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pathup.training.adapters import trained_state
 from pathup.training.schedules import ema_decay
 
 __all__ = ["Average"]
 
 
 class Average:
-    """The moving average of a module's weights and buffers, beside it on its device.
+    """The moving average of a module's weights and buffers, but for frozen weights, beside it on its device.
 
     Parameters
     ----------
@@ -23,7 +24,7 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._module, self._decay = module, decay
-        self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.tensors = {name: value.detach().clone() for name, value in trained_state(module).items()}
         """By the names of the module's state."""
 
     @torch.no_grad()

@@ -137,13 +137,18 @@ def _mark(root: Path) -> Path:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimiser as plain tensors, ``{parameter index}.{name}``."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        for index, entry in state.items()
-        for name, value in entry.items()
-    }
+    """The state of an optimiser as plain tensors, ``{parameter index}.{name}``.
+
+    Where it nests them (bitsandbytes does), ``{parameter index}.{name}.{name within}``.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, dict):  # copied: a file holds no tensor twice, and these share their tables
+                tensors |= {f"{index}.{name}.{key}": torch.as_tensor(one).clone() for key, one in value.items()}
+            else:
+                tensors[f"{index}.{name}"] = torch.as_tensor(value)
+    return tensors
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -152,15 +157,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     Moments get their parameter's memory format, which a file does not keep: fused optimisers step through both as they
     lie in memory.
     """
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, name, *within = key.split(".")
+        entry = state.setdefault(int(index), {})
+        plain = value if value.ndim or value.is_floating_point() else int(value)  # bitsandbytes counts in an integer
+        if within:
+            entry.setdefault(name, {})[".".join(within)] = plain
+        else:
+            entry[name] = plain
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, entry in optimizer.state.items():
-        for name, value in entry.items():
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _damage(folder: Path) -> str | None:

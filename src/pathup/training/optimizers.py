@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from pathup.errors import PathUpError
 from pathup.recipes import DiffusionRecipe
 
 
@@ -63,18 +64,33 @@ def fine_weights(unet: UNet2DConditionModel) -> list[nn.Parameter]:
     """
     blocks = [*unet.down_blocks, *unet.up_blocks]
     fine = [block for block in blocks if not getattr(block, "has_cross_attention", False)]
-    return [weight for block in fine for weight in block.parameters() if weight.ndim >= 2]
+    return [weight for block in fine for weight in block.parameters() if weight.ndim >= 2 and weight.requires_grad]
 
 
 def build_optimizers(model: nn.Module, unet: UNet2DConditionModel, spec: DiffusionRecipe) -> dict[str, Any]:
-    """The optimisers of all of a model's parameters, by the names that checkpoints keep them under.
+    """The optimisers of all of a model's parameters that are trained, by the names that checkpoints keep them under.
 
     AdamW, and Muon for the `fine_weights` where the recipe gives it a learning rate.
+
+    Raises
+    ------
+    PathUpError
+        `adam_8bit` is asked for and bitsandbytes is not installed.
     """
     matrices = fine_weights(unet) if spec.muon_learning_rate else []
     chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    adamw = torch.optim.AdamW(others, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
-    if not spec.muon_learning_rate:
+    others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in chosen]
+    values: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    adamw = _adamw_8bit()(others, **values) if spec.adam_8bit else torch.optim.AdamW(others, **values, fused=True)
+    if not matrices or spec.muon_learning_rate is None:
         return {"optimizer": adamw}
     return {"optimizer": adamw, "muon": MatrixMuon(matrices, spec.muon_learning_rate, spec.muon_weight_decay)}
+
+
+def _adamw_8bit() -> Any:
+    """AdamW with moments of 8 bits (Dettmers et al. 2022): 2 bytes a weight in place of 8."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise PathUpError("adam_8bit needs bitsandbytes; install it: pip install 'pathup[finetune]'") from None
+    return AdamW8bit

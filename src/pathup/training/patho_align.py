@@ -36,6 +36,7 @@ from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.provenance import carry_sources
 from pathup.tiles.taxonomy import all_prompts
+from pathup.training.adapters import add_adapters, has_adapters, merge_adapters, save_adapters, trained_state
 from pathup.training.averages import Average
 from pathup.training.batches import Batch, Batches
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
@@ -102,6 +103,8 @@ class PathoAlignTrainer:
         unet = self.parts.unet.to(device).float().train()
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        if spec.lora_rank is not None:
+            add_adapters(unet, spec.lora_rank, spec.seed)
         if compiled:
             compile_blocks(unet.to(memory_format=torch.channels_last))
         model = UNetWithFeatures(unet, self.parts.scale_encoder).to(device).train()
@@ -301,7 +304,7 @@ class PathoAlignTrainer:
             self.folder / "checkpoints",
             self.step,
             {
-                "model": self.trained.state_dict(),
+                "model": trained_state(self.trained),
                 "average": self.average.tensors,
                 "feature_memory": self.entropy.state_dict(),
                 **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
@@ -319,7 +322,7 @@ class PathoAlignTrainer:
         if checkpoint is None:
             return
         self.step, self.seconds = checkpoint.step, float(checkpoint.values().get("seconds", 0.0))
-        self.trained.load_state_dict(checkpoint.tensors("model"))
+        _load(self.trained, checkpoint.tensors("model"))
         self.average.load(checkpoint.tensors("average"))
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
         for name, optimizer in self.optimizers.items():
@@ -328,10 +331,16 @@ class PathoAlignTrainer:
             self._scaler.load_state_dict(checkpoint.values()["scaler"])
 
     def averaged_pipeline(self) -> PathUpPipeline:
-        """A pipeline with the averaged weights."""
-        twin = copy.deepcopy(self.trained)
-        twin.load_state_dict(self.average.tensors)
+        """A pipeline with the averaged weights, adapters merged into them."""
+        twin = self._averaged()
+        if has_adapters(twin.unet):
+            merge_adapters(twin.unet)
         return assemble(replace(self.parts, unet=twin.eval().unet, scale_encoder=twin.scale_encoder), self.recipe)
+
+    def _averaged(self) -> UNetWithFeatures:
+        twin = copy.deepcopy(self.trained)
+        _load(twin, self.average.tensors)
+        return twin
 
     def export(self, target: Path) -> None:
         """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""
@@ -343,6 +352,8 @@ class PathoAlignTrainer:
             memory = {name: value.cpu() for name, value in self.entropy.state_dict().items()}
             save_file(memory, partial / "feature_memory.safetensors")
             save_recipe(self.recipe, partial / "recipe.yaml")
+            if has_adapters(self.trained.unet):
+                save_adapters(self._averaged().unet, partial)
             told = {"pathup": __version__, **made, "tiles": self.cache.tiles.fingerprint()}
             storage.write_json(partial / "training.json", told)
             carry_sources(self.cache.tiles.folder, partial)
@@ -358,6 +369,11 @@ class PathoAlignTrainer:
         image_sheet(torch.cat(images), path, columns=len(pipeline.labels), titles=titles)
         journal.draw_curves()
         journal.say(f"step {self.step}: samples in {path}")
+
+
+def _load(module: UNetWithFeatures, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what a run has trained; frozen weights stay as they are."""
+    module.load_state_dict({**module.state_dict(), **tensors})
 
 
 def _on(device: torch.device, batch: Batch) -> Batch:

@@ -205,6 +205,10 @@ def diffusion_trainer(
         parts = with_scale(parts, recipe)
     else:
         parts = build_components(recipe, autoencoder=load_autoencoder(str(autoencoder)))
+    if recipe.diffusion.lora_rank is not None and pretrained is None:
+        raise PathUpError(
+            "adapters (lora_rank) need a U-Net that was trained before: give --pretrained, or leave --lora-rank out"
+        )
     _check_parts(parts, pretrained or str(autoencoder))
     recipe = _fitting_windows(recipe, parts)
     sampling = recipe.sampling
