@@ -75,7 +75,7 @@ def test_every_verb_and_option_is_on_the_page_of_commands() -> None:
         assert options, words
         missing = {name for name in options if f"`{name}`" not in sections[words]}
         assert not missing, f"docs/commands.md, {words}, lacks {missing}"
-        mentioned = set(re.findall(r"`(--?[a-z-]+)`", sections[words]))
+        mentioned = set(re.findall(r"`(--?[a-z0-9-]+)`", sections[words]))
         assert mentioned == options, f"docs/commands.md, {words}, has options that do not exist: {mentioned - options}"
 
 
