@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ from pathup.training.runs import train_diffusion
 from tests.training.test_runs import same_tensors
 
 RANK = 2
+
+# not among what tests need: diffusers imports it wherever it is, which takes every command over a second
+eight_bit = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'pathup[finetune]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,14 @@ def test_a_run_trains_and_keeps_adapters_alone_and_diffusers_reads_them(
     torch.testing.assert_close(theirs.unet.eval()(*given).sample, ours(*given).sample, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"lora_rank": RANK}, {"adam_8bit": True}, {"lora_rank": RANK, "adam_8bit": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_rank": RANK},
+        pytest.param({"adam_8bit": True}, marks=eight_bit),
+        pytest.param({"lora_rank": RANK, "adam_8bit": True}, marks=eight_bit),
+    ],
+)
 def test_a_stopped_run_with_less_memory_goes_on_exactly(
     tmp_path: Path, tiny_tiles: Path, base: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
@@ -123,6 +136,7 @@ def test_a_stopped_run_with_less_memory_goes_on_exactly(
     assert (tmp_path / "whole/losses.jsonl").read_text() == (tmp_path / "broken/losses.jsonl").read_text()
 
 
+@eight_bit
 def test_moments_of_8_bits_are_kept_as_such_and_a_run_learns_with_them(
     tmp_path: Path, tiny_tiles: Path, base: Path
 ) -> None:
