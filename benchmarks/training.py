@@ -3,8 +3,9 @@
     python benchmarks/training.py TILES --model models/atlas --output training.json --table training.md
 
 TILES is what ``pathup tiles`` wrote for the model's recipe. All train the model's U-Net from its weights, on the same
-tiles, in batches of the same size: PathUp with and without the feature entropy loss, and the loop, in fp32 (the
-example's default) and in bf16 (its ``--mixed_precision bf16``). The loop, in our own words: each tile is read, resized,
+tiles, in batches of the same size: PathUp with and without the feature entropy loss, by the example's optimiser (AdamW)
+and by the recipe's own where it is another (Muon), and the loop, in fp32 (the example's default) and in bf16 (its
+``--mixed_precision bf16``). The loop, in our own words: each tile is read, resized,
 turned and normalised by torchvision in a DataLoader without workers; each step encodes the batch by the frozen
 autoencoder and its prompts by the frozen text encoder, draws noise and timesteps, descends the mean squared error by
 AdamW with clipped gradients, and moves an average of the weights (the example's ``--use_ema``). It is without
@@ -32,7 +33,8 @@ from pathup import PathUpError, __version__, storage
 from pathup.memory import ask_for_huge_pages, keep_freed_memory
 from pathup.model.attention import fast_attention
 from pathup.model.components import load_pretrained
-from pathup.recipes import load_recipe
+from pathup.model.pointwise import pointwise_products
+from pathup.recipes import load_recipe, save_recipe
 from pathup.sampling.device import choose_device
 from pathup.tiles.dataset import TileFolder
 from pathup.training.batches import Batch
@@ -42,9 +44,14 @@ from pathup.training.runs import diffusion_trainer
 class PathUpTurns:
     """PathUp's trainer, some steps at a time; it notes what part of them it waits for its data."""
 
-    def __init__(self, asked: argparse.Namespace, work: Path, entropy: bool) -> None:
+    def __init__(self, asked: argparse.Namespace, work: Path, name: str, *, entropy: bool, muon: bool = False) -> None:
+        recipe = load_recipe(asked.recipe)
+        if not muon:
+            spec = recipe.diffusion.model_copy(update={"muon_learning_rate": None})
+            recipe = recipe.model_copy(update={"diffusion": spec})
+        save_recipe(recipe, work / f"{name}.yaml")
         self.trainer = diffusion_trainer(
-            asked.tiles, work / f"entropy_{entropy}", asked.recipe, pretrained=str(asked.model),
+            asked.tiles, work / name, str(work / f"{name}.yaml"), pretrained=str(asked.model),
             autoencoder=None, level=None, latents=work / "latents", resume=False, cpu=asked.device == "cpu",
             changes={
                 "batch_size": asked.batch_size, "steps": 1, "decay_steps": 0, "warmup_steps": 0, "orientations": 1,
@@ -70,7 +77,8 @@ class PathUpTurns:
                 yield batch
 
         stream, begun = watched(), time.perf_counter()
-        with fast_attention(trainer.trained.unet, trainer.accelerator.device):
+        unet, device = trainer.trained.unet, trainer.accelerator.device
+        with fast_attention(unet, device), pointwise_products(unet, device):
             for _ in range(steps):
                 told = (trainer.step + 1) % trainer.spec.log_every == 0
                 values = trainer._train_step(stream, told)
@@ -182,9 +190,11 @@ Arms = dict[str, PathUpTurns | LoopTurns]
 
 def arms_of(asked: argparse.Namespace, work: Path) -> Arms:
     """All that is timed, set up and warm; latents and runs lie in `work`."""
+    own = load_recipe(asked.recipe).diffusion.muon_learning_rate is not None
     return {
-        "pathup": PathUpTurns(asked, work, entropy=True),
-        "pathup_without_entropy": PathUpTurns(asked, work, entropy=False),
+        "pathup": PathUpTurns(asked, work, "adamw", entropy=True),
+        "pathup_without_entropy": PathUpTurns(asked, work, "without", entropy=False),
+        **({"pathup_muon": PathUpTurns(asked, work, "muon", entropy=True, muon=True)} if own else {}),
         "example_fp32": LoopTurns(asked, "fp32"),
         "example_bf16": LoopTurns(asked, "bf16"),
     }
@@ -228,9 +238,11 @@ def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     names = {
         "pathup": "PathUp, with the feature entropy loss", "pathup_without_entropy": "PathUp, without",
+        "pathup_muon": "PathUp, with the recipe's Muon",
         "example_fp32": "the example's loop, fp32", "example_bf16": "the example's loop, bf16",
     }  # fmt: skip
-    rows = [f"| {title} | {found['steps_a_second'][name]:.2f} |" for name, title in names.items()]
+    rates = found["steps_a_second"]
+    rows = [f"| {title} | {rates[name]:.2f} |" for name, title in names.items() if name in rates]
     said = [
         ("PathUp's steps a second over the loop's in fp32", "times_the_example_fp32", "at least 2"),
         ("over the loop's in bf16", "times_the_example_bf16", ""),

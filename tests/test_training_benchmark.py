@@ -21,6 +21,7 @@ def test_pathup_and_the_loop_take_turns_and_all_of_them_train(
         warm_up=1, steps=2, turns=2, device="cpu",
     )  # fmt: skip
     before = build_pipeline(recipe).unet.conv_out.weight
+    (tmp_path / "work").mkdir()
     arms = bench.arms_of(asked, tmp_path / "work")
     found = bench.measure(asked, arms)
     for arm in arms.values():

@@ -32,6 +32,7 @@ from pathup.model.components import Components
 from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
+from pathup.model.pointwise import pointwise_products
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.provenance import carry_sources
@@ -171,7 +172,8 @@ class PathoAlignTrainer:
             wandb_project=self._wandb,
             active=main,
         )
-        with fast_attention(self.trained.unet, self.accelerator.device), curves as journal:
+        unet, device = self.trained.unet, self.accelerator.device
+        with fast_attention(unet, device), pointwise_products(unet, device), curves as journal:
             stream = self._stream(workers)
             logged, started = None, time.perf_counter()
             while self.step < spec.steps:
