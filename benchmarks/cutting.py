@@ -1,11 +1,12 @@
 """Time ``pathup tiles`` beside what decoding its regions and encoding its tiles cost with nothing around them.
 
-    python benchmarks/cutting.py REGIONS --recipe atlas --output cutting.json --table cutting.md
+    python benchmarks/cutting.py [REGIONS] --recipe atlas --output cutting.json --table cutting.md
 
-REGIONS is a source of images, as ``pathup tiles`` takes it. ``pathup tiles`` cuts all of it, from its own start to
-its metadata; then the bare arm, with as many processes, decodes each region once, cuts out and resizes the very
-tiles that were kept, and encodes them as the same PNGs into files: no look for tissue, no hashes, no second pass, no
-metadata. They take turns (A B A B); the median of the turns' ratios counts. Speed is in megapixels of the regions.
+REGIONS is a source of images, as ``pathup tiles`` takes it; without it regions of noise are made. ``pathup tiles``
+cuts all of it, from its own start to its metadata; then the bare arm, with as many processes, decodes each region
+once, cuts out and resizes the very tiles that were kept, and encodes them as the same PNGs into files: no look for
+tissue, no hashes, no second pass, no metadata. They take turns (A B A B); the median of the turns' ratios counts.
+Speed is in megapixels of the regions.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
+
 from PIL import Image
 
+from benchmarks.made import make_regions
 from pathup import PathUpError, __version__, storage
 from pathup.recipes import Recipe, load_recipe
 from pathup.tiles.making import make_tiles
@@ -114,7 +118,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("regions", type=Path)
+    parser.add_argument("regions", type=Path, nargs="?")
     parser.add_argument("--recipe", default="atlas", help="name or file [atlas]")
     parser.add_argument("--workers", type=int, default=2, help="processes of both [2]")
     parser.add_argument("--turns", type=int, default=3, help="turns of each [3]")
@@ -123,7 +127,11 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="Markdown")
     asked = parser.parse_args()
     try:
-        found = measure(asked)
+        with tempfile.TemporaryDirectory() as made:
+            if asked.regions is None:
+                asked.regions = Path(made) / "regions"
+                make_regions(asked.regions, load_recipe(asked.recipe), side=1536, train=1)
+            found = measure(asked)
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1

@@ -17,27 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from scipy.ndimage import gaussian_filter
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
+import torch
+
+from benchmarks.made import make_tiles
 from pathup.evaluation.encoders import load_features
 from pathup.evaluation.features import extract
 from pathup.evaluation.runs import EvaluateRequest, evaluate
 from pathup.evaluation.tile_sets import load_tile_set
 from pathup.memory import keep_freed_memory
-
-STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # haematoxylin, eosin: optical density a channel
-
-
-def make_tiles(folder: Path, count: int, side: int, seed: int) -> None:
-    folder.mkdir(parents=True)
-    draw = np.random.default_rng(seed)
-    for number in range(count):
-        amounts = gaussian_filter(draw.normal(size=(2, side, side)), (0, 3, 3)) * 4 + 0.6
-        density = np.einsum("shw,sc->hwc", amounts.clip(0, 2), STAINS)
-        Image.fromarray((255 * np.exp(-density)).astype(np.uint8)).save(folder / f"{number:05d}.png", compress_level=1)
 
 
 def main() -> int:

@@ -1,14 +1,14 @@
 """Time PathUp's training beside a loop that does what diffusers' text-to-image example does, and what L_e costs.
 
-    python benchmarks/training.py TILES --model models/atlas --output training.json --table training.md
+    python benchmarks/training.py [TILES] --model models/atlas --output training.json --table training.md
 
-TILES is what ``pathup tiles`` wrote for the model's recipe. All train the model's U-Net from its weights, on the same
-tiles, in batches of the same size: PathUp with and without the feature entropy loss, by the example's optimiser (AdamW)
-and by the recipe's own where it is another (Muon), and the loop, in fp32 (the example's default) and in bf16 (its
-``--mixed_precision bf16``). The loop, in our own words: each tile is read, resized,
-turned and normalised by torchvision in a DataLoader without workers; each step encodes the batch by the frozen
-autoencoder and its prompts by the frozen text encoder, draws noise and timesteps, descends the mean squared error by
-AdamW with clipped gradients, and moves an average of the weights (the example's ``--use_ema``). It is without
+TILES is what ``pathup tiles`` wrote for the model's recipe; without it tiles of noise are made. All train the model's
+U-Net from its weights, on the same tiles, in batches of the same size: PathUp with and without the feature entropy
+loss, by the example's optimiser (AdamW) and by the recipe's own where it is another (Muon), and the loop, in fp32 (the
+example's default) and in bf16 (its ``--mixed_precision bf16``). The loop, in our own words: each tile is read,
+resized, turned and normalised by torchvision in a DataLoader without workers; each step encodes the batch by the
+frozen autoencoder and its prompts by the frozen text encoder, draws noise and timesteps, descends the mean squared
+error by AdamW with clipped gradients, and moves an average of the weights (the example's ``--use_ema``). It is without
 Accelerate, whose state is one a process, and which costs the example a little. All are set up first; then they take
 turns of some steps each (A B C D A B C D), and the median of the turns counts. Tells steps a second, their ratios, and
 the share of a step in which PathUp waits for its data.
@@ -26,9 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
+
 import torch
 from torch.nn.functional import mse_loss
 
+from benchmarks.made import made_tiles
 from pathup import PathUpError, __version__, storage
 from pathup.memory import ask_for_huge_pages, keep_freed_memory
 from pathup.model.attention import fast_attention
@@ -260,7 +263,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tiles", type=Path)
+    parser.add_argument("tiles", type=Path, nargs="?")
     parser.add_argument("--model", type=Path, default=Path("models/atlas"))
     parser.add_argument("--recipe", default="atlas", help="of the model and the tiles [atlas]")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -280,6 +283,7 @@ def main() -> int:
         torch.set_num_threads(asked.threads)
     try:
         with tempfile.TemporaryDirectory() as work:
+            asked.tiles = asked.tiles or made_tiles(Path(work), load_recipe(asked.recipe))
             found = measure(asked, arms_of(asked, Path(work)))
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)

@@ -127,10 +127,11 @@ def tissue_fraction(pixels_HWC: np.ndarray) -> float:
     float
         In [0, 1].
     """
-    red, green, blue = pixels_HWC[..., 0], pixels_HWC[..., 1], pixels_HWC[..., 2]
+    red, green, blue = (np.ascontiguousarray(pixels_HWC[..., channel]) for channel in range(3))
     darkest = np.minimum(np.minimum(red, green), blue)
     brightest = np.maximum(np.maximum(red, green), blue)
-    return float(np.mean((darkest <= STAINED_DARKEST) & (brightest - darkest >= STAINED_CHROMA)))
+    stained = (darkest <= STAINED_DARKEST) & (brightest - darkest >= STAINED_CHROMA)
+    return np.count_nonzero(stained) / stained.size
 
 
 def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True, tiles: Path | None = None) -> Scan:
@@ -217,8 +218,11 @@ def cut_region(
             left.append((field, name))
             continue
         with storage.clear_disk_errors(name):
-            name.parent.mkdir(parents=True, exist_ok=True)
-            early.replace(name)
+            try:
+                early.replace(name)
+            except FileNotFoundError:
+                name.parent.mkdir(parents=True, exist_ok=True)
+                early.replace(name)
     if not left:
         return
     with open_slide(region.file, region.assume_mpp) as reader:
@@ -230,8 +234,9 @@ def _write_tile(pixels_HWC: np.ndarray, name: Path) -> None:
     encoded = io.BytesIO()
     Image.fromarray(pixels_HWC).save(encoded, "PNG", compress_level=2)
     with storage.clear_disk_errors(name):
-        name.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if not name.parent.is_dir():
+                name.parent.mkdir(parents=True, exist_ok=True)
             name.write_bytes(encoded.getvalue())
         except OSError:
             name.unlink(missing_ok=True)
