@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling import batching
-from pathup.sampling.batching import BATCH_FILE, batches_of, best_batch
-from pathup.sampling.runs import GenerateRequest, generate
+from pathup.sampling.batching import BATCH_FILE, TilesEstimate, batches_of, best_batch
+from pathup.sampling.runs import GenerateRequest, estimate, generate
 
 
 @given(
@@ -84,3 +84,17 @@ def test_a_long_run_is_probed_and_keeps_to_what_was_found(
     assert report.kept == 3 and report.forwards == 2 * 2 * 5
     generate(GenerateRequest(**request, out=out, count=7, window_batch=6, resume=True))
     assert json.loads((out / BATCH_FILE).read_text()) == {"tiles_at_once": 6}
+
+
+def test_the_estimate_of_tiles_counts_what_the_run_takes_and_writes_nothing(
+    pipeline: PathUpPipeline, tmp_path: Path
+) -> None:
+    pipeline.save_pretrained(tmp_path / "model")
+    request = GenerateRequest(
+        model=tmp_path / "model", out=tmp_path / "out", label="all", level="patch", count=3, steps=2, device="cpu",
+        threads=1,
+    )  # fmt: skip
+    cost = estimate(request)
+    assert isinstance(cost, TilesEstimate) and not (tmp_path / "out").exists()
+    assert cost.images == 6 and cost.seconds > 0 and cost.file_bytes > 0
+    assert cost.forwards == generate(request).forwards

@@ -11,6 +11,7 @@ from pathup.cli.progress import Bars
 from pathup.errors import PathUpError
 
 if TYPE_CHECKING:
+    from pathup.sampling.batching import TilesEstimate
     from pathup.sampling.estimate import Estimate
 
 
@@ -201,8 +202,19 @@ def generate(
     )
 
 
-def told(cost: Estimate) -> str:
+def told(cost: Estimate | TilesEstimate) -> str:
     """An estimate in words, one line a kind of cost."""
+    from pathup.sampling.batching import TilesEstimate
+
+    if isinstance(cost, TilesEstimate):
+        lines = [
+            f"{cost.images} tiles of {cost.size_px[1]} x {cost.size_px[0]} px, {cost.at_once} at once:",
+            f"  U-Net forwards  {cost.forwards}",
+            f"  time            about {_duration(cost.seconds)}, as a short probe here went",
+            f"  memory          about {_amount(cost.memory_bytes)}",
+            f"  disk            about {_amount(cost.file_bytes)}",
+        ]
+        return "\n".join(lines)
     height, width = cost.size_px
     forwards = ", ".join(f"{stage} {count}" for stage, count in cost.forwards.items())
     stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in cost.seconds.items())

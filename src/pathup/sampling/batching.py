@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pathup import storage
-from pathup.sampling.tracking import all_timesteps
+from pathup.sampling.device import peak_memory_bytes
+from pathup.sampling.estimate import FILE_BYTES_A_PIXEL
+from pathup.sampling.tracking import all_timesteps, forwards_of
 
 if TYPE_CHECKING:
     from pathup.sampling.requests import Run
 
-__all__ = ["BATCH_FILE", "Batch", "batches_of", "best_batch", "tiles_at_once"]
+__all__ = ["BATCH_FILE", "Batch", "TilesEstimate", "batches_of", "best_batch", "estimate_tiles", "tiles_at_once"]
 
 BATCH_FILE = "pathup.batch.json"
 """In a folder of tiles: how many were drawn at once, so that a resumed run draws the very same ones."""
@@ -87,6 +89,58 @@ def tiles_at_once(run: Run, level: str, total: int) -> int:
         storage.write_json(kept, {"tiles_at_once": found, **({"probed_seconds_a_tile": probe} if probe else {})})
     run.processes.wait()
     return found
+
+
+@dataclass(frozen=True)
+class TilesEstimate:
+    """Cost of a folder of single tiles, as a probe of a few forwards on this machine went.
+
+    Attributes
+    ----------
+    size_px
+        Height and width of a tile.
+    images
+        Tiles of all classes.
+    at_once
+        Tiles that the run would draw at once.
+    forwards
+        U-Net forwards: exactly what the run will report where it draws everything.
+    seconds
+        Drawing and decoding, by one process.
+    memory_bytes
+        Peak of the process (of the GPU's memory on a GPU).
+    file_bytes
+        All PNGs.
+    """
+
+    size_px: tuple[int, int]
+    images: int
+    at_once: int
+    forwards: int
+    seconds: float
+    memory_bytes: int
+    file_bytes: int
+
+
+def estimate_tiles(run: Run, level: str) -> TilesEstimate:
+    """What a folder of tiles will cost; nothing is written."""
+    own, total = run.settings.window_batch, len(run.labels) * run.request.count
+    timed, most = _timed_batches(run, level), min(total, LARGEST_BATCH)
+    seconds: dict[int, float] = {}
+    found = min(own, total)
+    if run.request.window_batch is None and total * run.settings.steps * PROBE_SHARE >= _probed_forwards(own):
+        found, seconds = best_batch(timed, own, most=most)
+    spent = seconds[found] if found in seconds else timed(found)
+    passes = len(all_timesteps(run.pipeline.make_scheduler(run.settings.scheduler), run.settings))
+    return TilesEstimate(
+        size_px=run.size_px,
+        images=total,
+        at_once=found,
+        forwards=forwards_of(total * passes, run.settings.guidance),
+        seconds=total * spent,
+        memory_bytes=peak_memory_bytes(run.pipeline.compute_device),
+        file_bytes=round(FILE_BYTES_A_PIXEL["png"] * run.size_px[0] * run.size_px[1]) * total,
+    )
 
 
 def best_batch(

@@ -15,6 +15,7 @@ from pathup import storage
 from pathup.errors import PathUpError
 from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
+from pathup.sampling.batching import TilesEstimate, estimate_tiles
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.estimate import Estimate, estimate_plan
 from pathup.sampling.image_folder import claim, indices_of, name_of, row_of, write_rows
@@ -84,18 +85,18 @@ def generate(
     return report
 
 
-def estimate(request: GenerateRequest) -> Estimate:
-    """What a request for large images will cost; nothing is written.
+def estimate(request: GenerateRequest) -> Estimate | TilesEstimate:
+    """What a request will cost; nothing is written.
 
     Raises
     ------
     PathUpError
         Anything wrong with the request or the model, as `generate` would find it.
     """
-    if request.level is not None:
-        raise PathUpError("--dry-run estimates large images, not the single tiles that --level asks for")
     with clear_memory_errors():
         run, kind = _prepared(request)
+        if request.level is not None:
+            return estimate_tiles(run, request.level)
         return estimate_plan(
             run.plan(run.labels[0], 0), kind or check_format(request.format), len(run.labels) * request.count
         )
