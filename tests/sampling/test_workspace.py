@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pathup.errors import PathUpError
-from pathup.sampling.processes import Processes
+from pathup.processes import Processes
 from pathup.sampling.workspace import Workspace
 
 IDENTITY: dict[str, Any] = {"seed": 1, "label": "A"}

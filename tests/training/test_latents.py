@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from pathup.errors import PathUpError
 from pathup.model.components import load_autoencoder
+from pathup.processes import Processes
 from pathup.tiles.dataset import TileFolder
 from pathup.training import latents
 from pathup.training.crops import oriented
@@ -46,7 +51,7 @@ def test_bfloat16_latents_are_close_and_of_a_cache_of_their_own(tmp_path, parts)
 
 def test_an_interrupted_encoding_goes_on_and_ends_the_same(tmp_path, parts, monkeypatch):
     tiles, vae = parts
-    monkeypatch.setattr(latents, "NOTE_EVERY", 1)
+    monkeypatch.setattr(latents, "BLOCK", 4)
     whole = LatentCache(tmp_path / "whole", tiles, vae, orientations=1, seed=0)
     whole.fill(4, CPU, lambda done, total: None)
 
@@ -66,6 +71,69 @@ def test_an_interrupted_encoding_goes_on_and_ends_the_same(tmp_path, parts, monk
     assert seen[0] == 24  # went on behind the 20 that were noted
     one, other = (np.load(tmp_path / name / "latents.npy") for name in ("whole", "broken"))
     assert np.array_equal(one, other)
+
+
+class Two(Processes):
+    """One of two processes of a run, which meet at barriers as threads do."""
+
+    count = 2
+    meeting = threading.Barrier(2, timeout=60)
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def wait(self) -> None:
+        self.meeting.wait()
+
+
+def test_two_processes_share_the_work_and_one_goes_on_with_what_two_began(tmp_path, parts, monkeypatch):
+    tiles, vae = parts
+    monkeypatch.setattr(latents, "BLOCK", 4)
+    caches = [LatentCache(tmp_path / name, tiles, vae, orientations=2, seed=0) for name in ("one", "two", "begun")]
+    caches[0].fill(4, CPU, lambda *done: None)
+    whole = np.load(tmp_path / "one/latents.npy")
+    encoded = {0: 0, 1: 0}
+
+    def of_two(cache: LatentCache, rank: int, stop: int | None) -> None:
+        real = cache._encode
+        cache = copy.copy(cache)
+
+        def counted(pixels, device):
+            encoded[rank] += len(pixels)
+            return real(pixels, device)
+
+        cache._encode = counted
+
+        def progress(done, total):
+            if stop is not None and done >= stop:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt, threading.BrokenBarrierError):
+            cache.fill(4, CPU, progress, Two(rank))
+        if stop is not None:
+            Two.meeting.abort()
+
+    def both(cache: LatentCache, stop: int | None = None) -> None:
+        Two.meeting.reset()
+        threads = [threading.Thread(target=of_two, args=(cache, rank, stop)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    both(caches[1])
+    assert np.array_equal(np.load(tmp_path / "two/latents.npy"), whole)
+    assert sum(encoded.values()) == len(whole) * 2 and abs(encoded[0] - encoded[1]) <= 4
+    both(caches[2], stop=40)
+    assert not (tmp_path / "begun/latents.npy").exists()
+    marked = len(list((tmp_path / "begun/latents.done").iterdir()))
+    assert marked
+    seen = []
+    caches[2].fill(4, CPU, lambda done, total: seen.append(done))
+    assert seen[0] == 4 * marked + 4
+    assert np.array_equal(np.load(tmp_path / "begun/latents.npy"), whole)
+    left = sorted(path.name for path in (tmp_path / "begun").iterdir())
+    assert left == ["latents.json", "latents.lock", "latents.npy"]
 
 
 def test_a_finished_cache_whose_file_was_lost_is_made_again_even_if_that_is_killed(tmp_path, parts):

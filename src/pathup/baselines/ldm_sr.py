@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
-from rich.console import Console
-from rich.progress import Progress
 from torch.utils.data import Dataset
 
 from pathup import draws
@@ -125,13 +123,7 @@ class LDMSRTrainer(BaselineTrainer):
 
     def prepare(self, steps: int) -> None:
         """Encode the patches that are not yet."""
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("encoding tiles", total=None)
-            self.cache.fill(
-                self.recipe.diffusion.encode_batch,
-                self.device,
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        self.cache.fill_shown(self.recipe.diffusion.encode_batch, self.device)
 
     def batches(self) -> PairBatches:
         """Batches by step."""

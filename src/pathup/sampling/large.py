@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from pathup.processes import ONE_PROCESS, Processes
 from pathup.sampling.decoding import band_count
 from pathup.sampling.footprint import tile_side
 from pathup.sampling.outputs import ImageFile, is_complete, write_image
 from pathup.sampling.plan import Plan
 from pathup.sampling.preview import PreviewFile
-from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.synthesis import Synthesis, synthesise
 from pathup.sampling.tracking import Progress
 from pathup.sampling.workspace import Workspace

@@ -12,12 +12,12 @@ from PIL import Image
 
 from pathup import draws
 from pathup.errors import PathUpError
+from pathup.processes import ONE_PROCESS, Processes
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas, canvas_noise, row_slices
 from pathup.sampling.conditions import Conditions
 from pathup.sampling.device import reduced_precision
 from pathup.sampling.layouts import Layout
-from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.schedule import WindowSchedule, window_schedule
 from pathup.sampling.states import MemoryStates, States
 from pathup.sampling.tissue import GLASS_RGB, TissueDecoder, TissuePlaces

@@ -12,10 +12,10 @@ import numpy as np
 from pathup import __version__, storage
 from pathup.errors import PathUpError
 from pathup.model.pipeline import PathUpPipeline
+from pathup.processes import Processes
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.layouts import Layout, plain_layout
 from pathup.sampling.plan import Plan
-from pathup.sampling.processes import Processes
 
 __all__ = ["ALL", "GenerateReport", "GenerateRequest", "Run"]
 

@@ -15,6 +15,7 @@ from pathup import storage
 from pathup.errors import PathUpError
 from pathup.memory import keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
+from pathup.processes import launched_processes
 from pathup.sampling.batching import TilesEstimate, estimate_tiles
 from pathup.sampling.device import choose_device, clear_memory_errors, peak_memory_bytes
 from pathup.sampling.estimate import Estimate, estimate_plan
@@ -32,7 +33,6 @@ from pathup.sampling.outputs import (
     remove_output,
 )
 from pathup.sampling.overview import check_reference_level, sampling_levels
-from pathup.sampling.processes import launched_processes
 from pathup.sampling.requests import ALL, GenerateReport, GenerateRequest, Run
 from pathup.sampling.settings import check_size, resolve_settings, resolve_size
 from pathup.sampling.single_tiles import make_tile, make_tiles

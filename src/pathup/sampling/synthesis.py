@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pathup.errors import PathUpError
+from pathup.processes import ONE_PROCESS, Processes
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas, canvas_noise, row_slices
 from pathup.sampling.glass import Glass, glass_latent
@@ -26,7 +27,6 @@ from pathup.sampling.overview import (
     sampling_levels,
 )
 from pathup.sampling.plan import Plan
-from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.settings import check_size, resolve_settings, resolve_size
 from pathup.sampling.states import MemoryStates, States
 from pathup.sampling.tissue import TissueDecoder, TissueEncoder

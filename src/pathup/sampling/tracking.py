@@ -13,12 +13,12 @@ import torch
 from pathup.errors import PathUpError
 from pathup.model.components import check_finite
 from pathup.model.schedulers import set_steps
+from pathup.processes import ONE_PROCESS, Processes
 from pathup.recipes import SamplingRecipe
 from pathup.sampling.canvas import Canvas
 from pathup.sampling.conditions import Conditions
 from pathup.sampling.device import Returning, returned, sent
 from pathup.sampling.fusion import BandFusion, window_bands
-from pathup.sampling.processes import ONE_PROCESS, Processes
 from pathup.sampling.schedule import WindowSchedule
 from pathup.sampling.states import MemoryStates, States
 from pathup.sampling.stepping import BandStepper

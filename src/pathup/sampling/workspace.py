@@ -13,7 +13,7 @@ import numpy as np
 
 from pathup import storage
 from pathup.errors import PathUpError
-from pathup.sampling.processes import ONE_PROCESS, Processes
+from pathup.processes import ONE_PROCESS, Processes
 from pathup.sampling.states import FileStates
 
 __all__ = ["UNFINISHED", "Workspace"]

@@ -1,7 +1,8 @@
 """Latents and prompt embeddings, computed once: the autoencoder and the text encoder are frozen.
 
 Latents lie in one memory-mapped file, (tiles, orientations, C, h, w) in half precision, beside a note of what they
-were made from. An interrupted encoding goes on where it stopped.
+were made from. Blocks of images are shared by the processes of a run; an interrupted encoding goes on where it stopped,
+with any number of processes.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from rich.console import Console
+from rich.progress import Progress
 
 from pathup import draws, storage
 from pathup.errors import PathUpError
+from pathup.processes import ONE_PROCESS, Processes
 from pathup.tiles.dataset import TileFolder
 from pathup.training.crops import oriented
 
-NOTE_EVERY = 32  # batches between two notes of progress
+BLOCK = 2048  # images that one process encodes before it notes that they are done
 READERS = 8  # threads that read tiles
 AHEAD = 3  # batches read ahead
 
@@ -87,8 +93,14 @@ class LatentCache:
             **({"precision": "bf16"} if self.bfloat16 else {}),
         }
 
-    def fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
-        """Encode what is not yet there; of several processes that ask for the same, one does, and the others wait.
+    def fill(
+        self,
+        batch_size: int,
+        device: torch.device,
+        progress: Callable[[int, int], None],
+        processes: Processes = ONE_PROCESS,
+    ) -> None:
+        """Encode what is not yet there; of several runs that ask for the same, one does, and the others wait.
 
         Parameters
         ----------
@@ -98,51 +110,117 @@ class LatentCache:
             Where to encode.
         progress
             Called with images done and images in all.
+        processes
+            Those of one run, which share the work: each calls this.
 
         Raises
         ------
         PathUpError
             The disk is full, or the cache was made from other tiles, another encoder or other orientations.
         """
-        with storage.held(self.folder / "latents.lock"):
-            self._fill(batch_size, device, progress)
+        with storage.held(self.folder / "latents.lock") if processes.is_main else nullcontext():
+            if processes.is_main:
+                self._begin()
+            processes.wait()
+            whole = self._is_whole()
+            processes.wait()  # until all have looked
+            if whole:
+                progress(self._total, self._total)
+                return
+            with storage.clear_disk_errors(self._path):
+                self._encode_missing(batch_size, device, progress, processes)
+            processes.wait()
+            if processes.is_main:
+                os.replace(self._partial, self._path)
+                shutil.rmtree(self._marks, ignore_errors=True)
+            processes.wait()
 
-    def _fill(self, batch_size: int, device: torch.device, progress: Callable[[int, int], None]) -> None:
+    def fill_shown(self, batch_size: int, device: torch.device, processes: Processes = ONE_PROCESS) -> None:
+        """`fill`, with a bar of progress in the first process."""
+        with Progress(console=Console(stderr=True), disable=not processes.is_main) as bar:
+            task = bar.add_task("encoding tiles", total=None)
+            self.fill(
+                batch_size,
+                device,
+                lambda done, total: bar.update(task, completed=done, total=total),
+                processes,
+            )
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "latents.npy"
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder / "latents.partial.npy"
+
+    @property
+    def _marks(self) -> Path:
+        """A file for each block of images that is encoded and on the disk."""
+        return self.folder / "latents.done"
+
+    @property
+    def _total(self) -> int:
+        return len(self.tiles) * self.orientations
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        side = self.tiles.pixels(0).shape[-1] // int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return len(self.tiles), self.orientations, int(self.vae.config.latent_channels), side, side
+
+    def _is_whole(self) -> bool:
+        try:
+            array = np.load(self._path, mmap_mode="r")  # a file that was cut short cannot be mapped
+        except (OSError, ValueError):
+            return False
+        return array.shape == self._shape and array.dtype == np.float16
+
+    def _begin(self) -> None:
+        """Check whose the cache is, and make its file where it is not there."""
         made_from, note = self._made_from, self.folder / "latents.json"
-        path, partial = self.folder / "latents.npy", self.folder / "latents.partial.npy"
         known = storage.read_json(note) if note.exists() else None
         if known is not None and known["made_from"] != made_from:
             raise PathUpError(
                 f"the latents in {self.folder} were made from other tiles, another encoder or other orientations; "
                 "remove that folder, or name another with --latents"
             )
-        total = len(self.tiles) * self.orientations
-        side = self.tiles.pixels(0).shape[-1] // int(2 ** (len(self.vae.config.block_out_channels) - 1))
-        shape = (len(self.tiles), self.orientations, self.vae.config.latent_channels, side, side)
-        if known is not None and _is_whole(path, shape):
-            progress(total, total)
+        if known is not None and self._is_whole():
             return
-        done = int(known["done"]) if known is not None and partial.exists() else 0
+        if known is None or not self._partial.exists() or not self._marks.is_dir():
+            shutil.rmtree(self._marks, ignore_errors=True)
+            with storage.clear_disk_errors(self._path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                storage.write_json(note, {"made_from": made_from})  # before the file that it speaks of
+                _reserve(self._partial, self._shape)
+                self._marks.mkdir()
+
+    def _encode_missing(
+        self, batch_size: int, device: torch.device, progress: Callable[[int, int], None], processes: Processes
+    ) -> None:
+        """Encode this process's blocks, and write each where it belongs."""
         self.vae.to(memory_format=torch.channels_last)  # twice as fast at full resolution on a CPU
-        with storage.clear_disk_errors(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not done:
-                storage.write_json(note, {"made_from": made_from, "done": 0})  # before the file that it speaks of
-                _reserve(partial, shape)
-            array = np.lib.format.open_memmap(partial, mode="r+")
-            flat = array.reshape(total, *shape[2:])
-            starts = range(done, total, batch_size)
-            waiting = (range(first, min(first + batch_size, total)) for first in starts)
-            for batch, (items, pixels) in enumerate(self._loaded(waiting)):
-                flat[items.start : items.stop] = self._encode(pixels, device)
-                if batch % NOTE_EVERY == NOTE_EVERY - 1:
-                    array.flush()
-                    storage.write_json(note, {"made_from": made_from, "done": items.stop})
-                progress(items.stop, total)
-            array.flush()
-            del array, flat
-            os.replace(partial, path)
-            storage.write_json(note, {"made_from": made_from, "done": total})
+        total, one = self._total, 2 * math.prod(self._shape[2:])
+        blocks = [range(first, min(first + BLOCK, total)) for first in range(0, total, BLOCK)]
+        missing = [block for block in blocks if not self._mark(block).exists()]
+        processes.wait()  # until all know what is missing
+        done = total - sum(map(len, missing))
+        mine = missing[processes.rank :: processes.count]
+        batches = (block[first : first + batch_size] for block in mine for first in range(0, len(block), batch_size))
+        header = np.lib.format.open_memmap(self._partial, mode="r").offset
+        with self._partial.open("r+b") as file:  # not mapped: of a page that two machines map, one's half is lost
+            for items, pixels in self._loaded(batches):
+                file.seek(header + items.start * one)
+                file.write(self._encode(pixels, device).tobytes())
+                done = min(total, done + len(items) * processes.count)
+                block = blocks[items.start // BLOCK]
+                if items.stop == block.stop:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._mark(block).touch()
+                progress(done, total)
+
+    def _mark(self, block: range) -> Path:
+        return self._marks / str(block.start)
 
     def __getitem__(self, place: tuple[int, int]) -> torch.Tensor:
         """The latent (C, h, w), float32, of (tile, orientation slot)."""
@@ -178,14 +256,6 @@ class LatentCache:
 
 def _gathered(items: range, parts: list[Future[list[torch.Tensor]]]) -> tuple[range, torch.Tensor]:
     return items, torch.stack([image for part in parts for image in part.result()])
-
-
-def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        array = np.load(path, mmap_mode="r")  # a file that was cut short cannot be mapped
-    except (OSError, ValueError):
-        return False
-    return array.shape == shape and array.dtype == np.float16
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -33,6 +31,7 @@ from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.model.pointwise import pointwise_products
+from pathup.processes import launched_processes
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.provenance import carry_sources
@@ -153,17 +152,16 @@ class PathoAlignTrainer:
         Path
             The model's folder (averaged weights), which `PathUpPipeline.from_pretrained` loads.
         """
-        main = self.accelerator.is_main_process
+        main, device, spec = self.accelerator.is_main_process, self.accelerator.device, self.spec
         if main:
             save_recipe(self.recipe, self.folder / "recipe.yaml")
-            self._fill_cache()
+        self.cache.fill_shown(spec.encode_batch, device, launched_processes(device.type)[0])
         self.accelerator.wait_for_everyone()
         texts = [self.pipeline.prompt(label, level) for label, level in self.prompts]
         encode = self.pipeline.encode_prompts
         self._objective = Objective(self.spec, self.parts.scheduler, self.entropy, encode(texts), encode([""]))
         self._passes = Recorded(self._descend, self._clear, cuda_graph) if self._recorded else self._descend
         self._resume()
-        spec = self.spec
         curves = Journal(
             self.folder,
             steps=spec.steps,
@@ -172,7 +170,7 @@ class PathoAlignTrainer:
             wandb_project=self._wandb,
             active=main,
         )
-        unet, device = self.trained.unet, self.accelerator.device
+        unet = self.trained.unet
         with fast_attention(unet, device), pointwise_products(unet, device), curves as journal:
             stream = self._stream(workers)
             logged, started = None, time.perf_counter()
@@ -211,15 +209,6 @@ class PathoAlignTrainer:
     def slow_down(self, share: float) -> None:
         """Multiply the learning rates by `share` from the next step on."""
         self._peaks = [share * peak for peak in self._peaks]
-
-    def _fill_cache(self) -> None:
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("encoding tiles", total=None)
-            self.cache.fill(
-                self.spec.encode_batch,
-                self.accelerator.device,
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )
 
     def _stream(self, workers: int) -> Iterator[Batch]:
         spec = self.spec
