@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 
-__all__ = ["ONE_PROCESS", "Processes", "launched_processes"]
+from pathup.errors import PathUpError
+
+__all__ = ["ONE_PROCESS", "PATIENCE", "Processes", "check_plain_parallel", "launched_processes"]
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for each other: one may write, or measure, what the others have to do nothing for."""
 
 
 class Processes:
@@ -40,6 +46,14 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process has come here."""
 
+    def told(self, value: Any) -> Any:
+        """In every process, what the first one says."""
+        return value
+
+    def gathered_objects(self, value: Any) -> list[Any]:
+        """All processes' values, by rank, in every process."""
+        return [value]
+
 
 class _Launched(Processes):
     def __init__(self, state: Any) -> None:
@@ -55,6 +69,17 @@ class _Launched(Processes):
     def wait(self) -> None:
         self._state.wait_for_everyone()
 
+    def told(self, value: Any) -> Any:
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def gathered_objects(self, value: Any) -> list[Any]:
+        from accelerate.utils import gather_object
+
+        values: list[Any] = gather_object([value])
+        return values
+
 
 ONE_PROCESS = Processes()
 
@@ -69,5 +94,22 @@ def launched_processes(device: str) -> tuple[Processes, str]:
         return ONE_PROCESS, device
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     return _Launched(state), "cpu" if state.device.type == "cpu" else str(state.device)  # not torchrun's 'cpu:0'
+
+
+def check_plain_parallel(accelerator: Any) -> None:
+    """Refuse a launcher's configuration in which a process holds a part of the weights only.
+
+    Raises
+    ------
+    PathUpError
+        The launcher asks for FSDP, DeepSpeed or the like.
+    """
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise PathUpError(
+            f"the launcher's configuration asks for {kind}, but every process needs the whole model to train; use a "
+            "configuration of plain data parallel processes (distributed_type MULTI_GPU), and for less memory "
+            "--gradient-checkpointing, --adam-8bit or --lora-rank"
+        )

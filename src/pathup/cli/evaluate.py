@@ -117,6 +117,8 @@ def evaluate(
     )
     with Bars() as bars:
         report = run(request, progress=bars)
+    if not report.is_main:
+        return
     for line in report.lines:
         typer.echo(line)
     typer.echo(f"report: {output / 'index.html'} ({output / 'results.md'}, {output / 'results.json'})")

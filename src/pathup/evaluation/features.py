@@ -152,6 +152,7 @@ def kept_features(
     *,
     cache: Path | None,
     progress: Progress | None = None,
+    extract: Callable[..., np.ndarray] = extract,
 ) -> np.ndarray:
     """`extract`, or what it gave before for the same encoder, view and file contents in this order.
 
@@ -159,7 +160,9 @@ def kept_features(
     ----------
     cache
         The folder of kept features; None keeps and looks for nothing. A damaged file in it is made anew; a full disk
-        only means that nothing is kept. Of several processes that want the same, one extracts, and the others wait.
+        only means that nothing is kept. Of several runs that want the same, one extracts, and the others wait.
+    extract
+        What extracts; it is called as `extract` is.
     """
     if cache is None:
         return extract(encoder, files, view, progress=progress)

@@ -21,6 +21,7 @@ from pathup.evaluation.crops import CROPS_FOLDER, MIN_TISSUE, are_crops, are_til
 from pathup.evaluation.encoders import Encoder, load_features
 from pathup.evaluation.features import default_cache, kept_features
 from pathup.evaluation.page import page
+from pathup.evaluation.sharing import SharedExtraction
 from pathup.evaluation.tables import markdown, title
 from pathup.evaluation.tile_sets import (
     TileSet,
@@ -31,6 +32,7 @@ from pathup.evaluation.tile_sets import (
     recipe_of,
 )
 from pathup.memory import keep_freed_memory
+from pathup.processes import launched_processes
 from pathup.sampling.device import choose_device
 from pathup.slides.images import image_size
 from pathup.tiles.regions import SPLITS
@@ -81,10 +83,14 @@ class EvaluateRequest:
 
 @dataclass
 class EvaluateReport:
-    """What was measured: the content of ``results.json``, and lines for the terminal."""
+    """What was measured: the content of ``results.json``, and lines for the terminal; nothing in processes that helped.
+
+    Those are all but the first of a run that ``torchrun`` or ``accelerate launch`` started.
+    """
 
     results: dict[str, Any]
     lines: list[str] = field(default_factory=list)
+    is_main: bool = True
 
 
 @dataclass
@@ -101,8 +107,8 @@ class Sets:
 def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> EvaluateReport:
     """Measure, and write ``results.json``, ``results.md``, ``index.html`` and the pictures into ``request.output``.
 
-    The folder appears when all is done; features that were taken by then are kept, so that a killed run is quick to
-    repeat.
+    Of several processes the first measures, and the others take their share of the features. The folder appears when
+    all is done; features that were taken by then are kept, so that a killed run is quick to repeat.
 
     Parameters
     ----------
@@ -120,16 +126,21 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Eval
     tell: Progress = progress or (lambda stage, done, total: None)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    device = choose_device(request.device)
+    processes, own_device = launched_processes(request.device)
+    device = choose_device(own_device)
     if device.type == "cpu":
         keep_freed_memory()
-    with storage.atomic_folder(request.output) as folder:
-        encoders = [load_features(name, device) for name in request.features]
+    encoders = [load_features(name, device) for name in request.features]
+    shared = SharedExtraction(encoders, processes)
+    if not processes.is_main:
+        shared.serve()
+        return EvaluateReport({}, is_main=False)
+    with shared, storage.atomic_folder(request.output) as folder:
         sets = _sets(request, folder, tell)
         results = _head(request, sets)
         pictures: dict[str, list[tuple[Path, str]]] = {}
         work = parts.Work(request, sets, folder, results["notes"], tell)
-        features = [_features_of(request, encoder, tell) for encoder in encoders]
+        features = [_features_of(request, encoder, shared, tell) for encoder in encoders]
         if "fidelity" in wanted:
             results["fidelity"] = parts.fidelity(work, encoders, features, pictures)
         if "consistency" in wanted:
@@ -256,7 +267,9 @@ def _image_side(path: Path) -> int:
     return min(image_size(large_images(folders[0])[0][0]))
 
 
-def _features_of(request: EvaluateRequest, encoder: Encoder, tell: Progress) -> parts.FeaturesOf:
+def _features_of(
+    request: EvaluateRequest, encoder: Encoder, shared: SharedExtraction, tell: Progress
+) -> parts.FeaturesOf:
     """Features of a set in a view; those of a tile are taken once, whatever sets it is in."""
     cache = None if not request.keep else request.cache or default_cache()
     known: dict[tuple[parts.View, Path], np.ndarray] = {}
@@ -266,8 +279,9 @@ def _features_of(request: EvaluateRequest, encoder: Encoder, tell: Progress) -> 
         missing = [file for file in dict.fromkeys(tiles.files) if (view, file) not in known]
         if missing:
             rows = kept_features(
-                encoder, missing, view, cache=cache, progress=lambda done, total: tell(stage, done, total)
-            )
+                encoder, missing, view, cache=cache, progress=lambda done, total: tell(stage, done, total),
+                extract=shared.extract,
+            )  # fmt: skip
             known.update(((view, file), row) for file, row in zip(missing, rows, strict=True))
         return np.stack([known[view, file] for file in tiles.files])
 

@@ -31,7 +31,7 @@ from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.model.pointwise import pointwise_products
-from pathup.processes import launched_processes
+from pathup.processes import check_plain_parallel, launched_processes
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.provenance import carry_sources
@@ -74,7 +74,8 @@ class PathoAlignTrainer:
     Raises
     ------
     PathUpError
-        `recorded` is asked for without a GPU, or with several processes, fp16 or gradient checkpointing.
+        `recorded` is asked for without a GPU, or with several processes, fp16 or gradient checkpointing; or the
+        launcher asks for sharded weights.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class PathoAlignTrainer:
         self.recipe, self.spec, self.parts, self.folder = recipe, recipe.diffusion, components, folder
         spec = self.spec
         self.accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision), cpu=cpu)
+        check_plain_parallel(self.accelerator)
         device = self.accelerator.device
         if recorded:
             _check_recording(self.accelerator, spec, gradient_checkpointing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from pathup.model.components import (
     with_scale,
 )
 from pathup.model.schedulers import make_scheduler, set_steps
+from pathup.processes import PATIENCE
 from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
@@ -37,10 +37,6 @@ FREE_TO_CHANGE = {
     "muon_learning_rate", "decay_steps",
 }  # fmt: skip
 """Fields that may differ when a run is resumed: how far and how fast it goes and how often it saves, not what it is."""
-
-PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other: the main one encodes all tiles first."""
-
 
 def ask_for_repeatable_kernels() -> None:
     """Have a GPU take its deterministic kernels, so that a resumed run can be the unbroken one; a CPU's always are.
