@@ -79,6 +79,8 @@ def test_equal_runs_make_equal_shards_and_a_whole_one_is_kept(model: Path, tmp_p
     assert _shards(tmp_path / "two") == before and report.kept == 14 - 6 - 4
     with pytest.raises(PathUpError, match=r"another run .* count"):  # where a tile lies depends on how many there are
         _run(model, tmp_path / "two", count=8, resume=True)
+    with pytest.raises(PathUpError, match="begun with 3 tiles at once"):
+        _run(model, tmp_path / "two", window_batch=2, resume=True)
 
 
 def test_a_failed_write_keeps_what_was_drawn(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pathup import storage
+from pathup.errors import PathUpError
 from pathup.sampling.device import peak_memory_bytes
 from pathup.sampling.estimate import FILE_BYTES_A_PIXEL
 from pathup.sampling.tracking import all_timesteps, forwards_of
@@ -70,14 +71,25 @@ def tiles_at_once(run: Run, level: str, total: int) -> int:
     What was asked for; else what the folder says it was begun with; else what `best_batch` finds, where a probe is no
     more than `PROBE_SHARE` of the run; else the model's own. The folder keeps it: a tile's last digits depend on how
     many are drawn beside it.
+
+    Raises
+    ------
+    PathUpError
+        Shards were begun with another number.
     """
     kept: Path = run.request.out / BATCH_FILE
     own = run.settings.window_batch
+    begun = int(storage.read_json(kept)["tiles_at_once"]) if kept.exists() else None
     seconds: dict[int, float] = {}
+    if begun is not None and run.request.shard_size is not None and run.request.window_batch not in (None, begun):
+        raise PathUpError(
+            f"the shards in {run.request.out} were begun with {begun} tiles at once, which is where one ends and the "
+            f"next begins, but --window-batch {own} was asked for; leave it out, or name another folder"
+        )
     if run.request.window_batch is not None:
         found = own
-    elif kept.exists():
-        return int(storage.read_json(kept)["tiles_at_once"])
+    elif begun is not None:
+        return begun
     elif total * run.settings.steps * PROBE_SHARE < _probed_forwards(own):
         found = own
     else:
