@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 
+from pathup.errors import PathUpError
 from pathup.model.aligned import UNetWithFeatures
 from pathup.model.compiling import compile_blocks
 from pathup.model.components import build_unet
@@ -43,3 +44,10 @@ def test_names_of_weights_stay_and_a_copy_is_plain(pair, recipe):
     assert list(compiled.state_dict()) == list(plain.state_dict())
     twin = copy.deepcopy(compiled)
     assert all(block._compiled_call_impl is None for block in twin.unet.down_blocks)
+
+
+def test_without_a_compiler_a_cpu_says_what_is_needed(recipe, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(PathUpError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
+        compile_blocks(build_unet(recipe, 4, 16))

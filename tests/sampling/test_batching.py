@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from pathup.errors import PathUpError
+from pathup.model.compiling import compile_blocks
 from pathup.model.pipeline import PathUpPipeline
-from pathup.sampling import batching
+from pathup.sampling import batching, runs
 from pathup.sampling.batching import BATCH_FILE, TilesEstimate, batches_of, best_batch
 from pathup.sampling.runs import GenerateRequest, estimate, generate
 
@@ -98,3 +102,31 @@ def test_the_estimate_of_tiles_counts_what_the_run_takes_and_writes_nothing(
     assert isinstance(cost, TilesEstimate) and not (tmp_path / "out").exists()
     assert cost.images == 6 and cost.seconds > 0 and cost.file_bytes > 0
     assert cost.forwards == generate(request).forwards
+
+
+def test_compiled_batches_are_all_of_one_shape_and_the_tiles_are_the_same(
+    pipeline: PathUpPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a C++ compiler: graphs are traced as for the usual backend, and run by PyTorch's own operations."""
+    pipeline.save_pretrained(tmp_path / "model")
+    request: dict[str, Any] = {
+        "model": tmp_path / "model", "label": "A", "level": "patch", "count": 5, "window_batch": 3, "steps": 2,
+        "device": "cpu", "threads": 1, "seed": 1,
+    }  # fmt: skip
+    generate(GenerateRequest(**request, out=tmp_path / "plain"))
+    shapes: list[int] = []
+
+    def compiled(unet: Any) -> None:
+        unet.register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0])))
+        compile_blocks(unet, backend="aot_eager")
+
+    monkeypatch.setattr(runs, "compile_blocks", compiled)
+    report = generate(GenerateRequest(**request, out=tmp_path / "compiled", compiled=True))
+    assert len(set(shapes)) == 1 and report.forwards == 2 * 2 * 6  # two batches of three, two steps, guided
+    for path in sorted((tmp_path / "plain").glob("*.png")):
+        one, other = (np.asarray(Image.open(tmp_path / name / path.name)).astype(int) for name in ("plain", "compiled"))
+        assert np.abs(one - other).max() <= 1  # the same sums in another order
+    with pytest.raises(PathUpError, match="compiled"):  # so a folder keeps to one of them
+        generate(GenerateRequest(**request, out=tmp_path / "compiled", resume=True))
+    with pytest.raises(PathUpError, match="--level was needed"):
+        GenerateRequest(**{**request, "level": None}, out=tmp_path / "large", compiled=True)

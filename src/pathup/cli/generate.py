@@ -125,6 +125,12 @@ def generate(
             "A seed then gives much the same image, not the same."
         ),
     ] = "fp32",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Of many single tiles: fuse the U-Net's blocks, some minutes first, then less a tile."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what this very run has begun.")] = False,
@@ -176,6 +182,7 @@ def generate(
         preview=preview,
         format=format,
         precision=precision,
+        compiled=compiled,
         device=device,
         threads=threads,
         resume=resume,

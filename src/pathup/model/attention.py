@@ -58,6 +58,9 @@ class PlainProduct:
         return result
 
 
+_PLAIN = PlainProduct()  # always this one: to torch.compile another is another function
+
+
 @contextmanager
 def fast_attention(unet: Any, device: torch.device) -> Iterator[None]:
     """Within it, attention is computed in the way that suits this U-Net on this device.
@@ -70,7 +73,7 @@ def fast_attention(unet: Any, device: torch.device) -> Iterator[None]:
         changed = [part for part in unet.modules() if isinstance(part, Attention) and _is_plain(part)]
     kept = [part.processor for part in changed]
     for part in changed:
-        part.processor = PlainProduct()
+        part.processor = _PLAIN
     try:
         yield
     finally:

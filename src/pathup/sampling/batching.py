@@ -90,7 +90,7 @@ def tiles_at_once(run: Run, level: str, total: int) -> int:
         found = own
     elif begun is not None:
         return begun
-    elif total * run.settings.steps * PROBE_SHARE < _probed_forwards(own):
+    elif not _is_long(run, total):
         found = own
     else:
         found, seconds = best_batch(_timed_batches(run, level), own, most=min(total, LARGEST_BATCH))
@@ -140,7 +140,7 @@ def estimate_tiles(run: Run, level: str) -> TilesEstimate:
     timed, most = _timed_batches(run, level), min(total, LARGEST_BATCH)
     seconds: dict[int, float] = {}
     found = min(own, total)
-    if run.request.window_batch is None and total * run.settings.steps * PROBE_SHARE >= _probed_forwards(own):
+    if run.request.window_batch is None and _is_long(run, total):
         found, seconds = best_batch(timed, own, most=most)
     spent = seconds[found] if found in seconds else timed(found)
     passes = len(all_timesteps(run.pipeline.make_scheduler(run.settings.scheduler), run.settings))
@@ -181,9 +181,11 @@ def best_batch(
     return best, found
 
 
-def _probed_forwards(own: int) -> int:
-    """Tiles that a probe usually takes through the U-Net: three forwards of one, two and half as many as its own."""
-    return 3 * (own + 2 * own + own // 2)
+def _is_long(run: Run, total: int) -> bool:
+    """Whether a probe is a small part of the run; never where each number of tiles is compiled anew."""
+    own = run.settings.window_batch
+    probed = 3 * (own + 2 * own + own // 2)  # tiles a forward: usually three forwards of one, two and half as many
+    return not run.request.compiled and total * run.settings.steps * PROBE_SHARE >= probed
 
 
 def _timed_batches(run: Run, level: str) -> Callable[[int], float]:

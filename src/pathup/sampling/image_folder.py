@@ -32,6 +32,8 @@ def claim(run: Run, *, level: str | None, kind: Format) -> None:
         "precision": request.precision,
         "sampling": run.settings.model_dump(mode="json", exclude={"window_batch", "size_px"}),
     }
+    if request.compiled:  # the same sums in another order
+        identity |= {"compiled": True}
     if request.shard_size is not None:  # where a tile lies depends on both
         identity |= {"shard_size": request.shard_size, "count": request.count}
     if run.processes.is_main:

@@ -31,8 +31,8 @@ class GenerateRequest:
     instead of large images, and `mpp` for a scale of theirs that is not the level's own; `format` is that of large
     images in a folder; `index` asks for that one image of a class, of the `count` that were asked for together (a
     count that does not reach it stands for any longer run); `shard_size` asks for single tiles in WebDataset shards of
-    at most about so many. With a `layout`, `label` is the class of what it leaves
-    out, or ``glass``.
+    at most about so many; `compiled` has the U-Net compiled first. With a `layout`, `label` is the class of what it
+    leaves out, or ``glass``.
     """
 
     model: Path
@@ -60,6 +60,7 @@ class GenerateRequest:
     format: str = "png"
     preview: Path | None = None
     precision: str = "fp32"
+    compiled: bool = False
     device: str = "auto"
     threads: int | None = None
     resume: bool = False
@@ -77,6 +78,8 @@ class GenerateRequest:
             raise PathUpError(f"shard size is {self.shard_size}, but at least 1 tile a shard was needed")
         if self.shard_size is not None and self.level is None:
             raise PathUpError("--shard-size packs single tiles: --level was needed too")
+        if self.compiled and self.level is None:
+            raise PathUpError("--compile is for single tiles, whose batches have one shape: --level was needed too")
         if self.threads is not None and self.threads < 1:
             raise PathUpError(f"threads is {self.threads}, but at least 1 was needed")
         if self.level is not None:

@@ -14,6 +14,7 @@ import transformers
 from pathup import storage
 from pathup.errors import PathUpError
 from pathup.memory import keep_freed_memory
+from pathup.model.compiling import compile_blocks
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.processes import launched_processes
 from pathup.sampling.batching import TilesEstimate, estimate_tiles
@@ -125,7 +126,10 @@ def loaded(request: GenerateRequest) -> PathUpPipeline:
         keep_freed_memory()
     diffusers.utils.logging.disable_progress_bar()  # our own bars are about images
     transformers.utils.logging.disable_progress_bar()
-    return load_pipeline(request.model, device=device, precision=request.precision)
+    pipeline = load_pipeline(request.model, device=device, precision=request.precision)
+    if request.compiled:
+        compile_blocks(pipeline.unet)
+    return pipeline
 
 
 def _prepared(request: GenerateRequest, pipeline: PathUpPipeline | None = None) -> tuple[Run, Format | None]:

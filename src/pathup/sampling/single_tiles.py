@@ -117,7 +117,7 @@ class _Tiles:
         self._report.kept += len(targets) - sum(missing)
         if not any(missing):
             return
-        images = _draw_tiles(run, label, self._level, batch.indices, self._report)
+        images = _draw_tiles(run, label, self._level, batch.indices, self._at_once, self._report)
         self._written()
         self._writing = [
             self._pool.submit(_write, run, target, image, _provenance(run, label, self._level, index, self._at_once))
@@ -143,7 +143,7 @@ def make_tile(run: Run, level: str, index: int, target: ImageFile, report: Gener
     batch = range(first, min(first + size, count) if count > index else first + size)
     report.mpp = target.mpp
     if run.processes.is_main:
-        image = _draw_tiles(run, label, level, batch, report)[batch.index(index)]
+        image = _draw_tiles(run, label, level, batch, size, report)[batch.index(index)]
         _write(run, target, image, _provenance(run, label, level, index, size))
     run.processes.wait()
     report.files.append(target.path)
@@ -155,14 +155,15 @@ def _write(run: Run, target: ImageFile, image: np.ndarray, provenance: dict[str,
     write_image(target, [as_band(image)], {**run.made_by(), **provenance}, overwrite=True)
 
 
-def _draw_tiles(run: Run, label: str, level: str, batch: range, report: GenerateReport) -> np.ndarray:
-    settings = run.settings
+def _draw_tiles(run: Run, label: str, level: str, batch: range, at_once: int, report: GenerateReport) -> np.ndarray:
+    """A batch's tiles. A compiled network is compiled for one shape, so one that is not full is drawn as a full one."""
+    settings, count = run.settings, at_once if run.request.compiled else len(batch)
     timesteps = all_timesteps(run.pipeline.make_scheduler(settings.scheduler), settings)
-    report.forwards += forwards_of(len(batch) * len(timesteps), settings.guidance)
+    report.forwards += forwards_of(count * len(timesteps), settings.guidance)
     images = run.pipeline(
         label,
         level,
-        len(batch),
+        count,
         seed=run.request.seed,
         first_index=batch.start,
         num_inference_steps=settings.steps,
@@ -172,7 +173,7 @@ def _draw_tiles(run: Run, label: str, level: str, batch: range, report: Generate
         mpp=run.request.mpp,
         output_type="np",
     )
-    return np.asarray(images)
+    return np.asarray(images)[: len(batch)]
 
 
 def _tile_row(run: Run, label: str, level: str, index: int, mpp: float) -> dict[str, Any]:
