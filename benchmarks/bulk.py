@@ -13,7 +13,6 @@ D), and the median of the turns' ratios counts.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,10 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
+
 import torch
 from diffusers import StableDiffusionPipeline
 
-from pathup import PathUpError, __version__, storage
+from benchmarks.figures import add_targets, tell
+from pathup import PathUpError, __version__
 from pathup.memory import ask_for_huge_pages, keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling.batching import batches_of
@@ -140,8 +142,8 @@ def measure(asked: argparse.Namespace, arms: Arms) -> dict[str, Any]:
     return {
         "version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "tiles": arms.tiles,
-        "batch": max(len(batch.indices) for batch in arms.batches), "steps": arms.sampling.steps, "guidance": arms.sampling.guidance,
-        "precision": asked.precision, "peak_memory_bytes": peak_memory_bytes(device), "seconds": seconds,
+        "batch": max(len(batch.indices) for batch in arms.batches), "steps": arms.sampling.steps,
+        "guidance": arms.sampling.guidance, "precision": asked.precision, "peak_memory_bytes": peak_memory_bytes(device), "seconds": seconds,
         **ratios(seconds, arms.tiles),
     }  # fmt: skip
 
@@ -184,8 +186,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--output", type=Path, help="JSON")
-    parser.add_argument("--table", type=Path, help="Markdown")
+    add_targets(parser)
     asked = parser.parse_args()
     ask_for_huge_pages()
     keep_freed_memory()
@@ -197,11 +198,7 @@ def main() -> int:
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1
-    if asked.output:
-        storage.write_json(asked.output, found)
-    if asked.table:
-        storage.write_text(asked.table, table(found))
-    print(json.dumps(found, indent=2) if not asked.table else table(found))
+    tell(asked, found, table(found))
     return 0
 
 

@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks i
 
 from PIL import Image
 
+from benchmarks.figures import add_targets, tell
 from benchmarks.made import make_regions
-from pathup import PathUpError, __version__, storage
+from pathup import PathUpError, __version__
 from pathup.recipes import Recipe, load_recipe
 from pathup.tiles.making import make_tiles
 from pathup.tiles.sources import find_source
@@ -123,8 +124,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes of both [2]")
     parser.add_argument("--turns", type=int, default=3, help="turns of each [3]")
     parser.add_argument("--scratch", type=Path, help="folder for what is cut; removed afterwards [the system's]")
-    parser.add_argument("--output", type=Path, help="JSON")
-    parser.add_argument("--table", type=Path, help="Markdown")
+    add_targets(parser)
     asked = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as made:
@@ -135,11 +135,7 @@ def main() -> int:
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1
-    if asked.output:
-        storage.write_json(asked.output, found)
-    if asked.table:
-        storage.write_text(asked.table, table(found))
-    print(table(found))
+    tell(asked, found, table(found))
     return 0
 
 

@@ -12,7 +12,6 @@ the most memory that a process held.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -25,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
+from benchmarks.figures import add_targets, tell
 from benchmarks.made import made_tiles
 from pathup import PathUpError, __version__, storage
 from pathup.recipes import load_recipe
@@ -122,8 +122,7 @@ def main() -> int:
     parser.add_argument("--window-batch", type=int, default=4, help="tiles at once [4]")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
-    parser.add_argument("--output", type=Path, help="JSON")
-    parser.add_argument("--table", type=Path, help="Markdown")
+    add_targets(parser)
     asked = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as made:
@@ -132,11 +131,7 @@ def main() -> int:
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1
-    if asked.output:
-        storage.write_json(asked.output, found)
-    if asked.table:
-        storage.write_text(asked.table, table(found))
-    print(json.dumps(found, indent=2) if not asked.table else table(found))
+    tell(asked, found, table(found))
     return 0
 
 

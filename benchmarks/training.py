@@ -17,7 +17,6 @@ the share of a step in which PathUp waits for its data.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -31,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks i
 import torch
 from torch.nn.functional import mse_loss
 
+from benchmarks.figures import add_targets, tell
 from benchmarks.made import made_tiles
-from pathup import PathUpError, __version__, storage
+from pathup import PathUpError, __version__
 from pathup.memory import ask_for_huge_pages, keep_freed_memory
 from pathup.model.attention import fast_attention
 from pathup.model.components import load_pretrained
@@ -274,8 +274,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=5, help="turns of each [5]")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--output", type=Path, help="JSON")
-    parser.add_argument("--table", type=Path, help="Markdown")
+    add_targets(parser)
     asked = parser.parse_args()
     ask_for_huge_pages()
     keep_freed_memory()
@@ -288,11 +287,7 @@ def main() -> int:
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1
-    if asked.output:
-        storage.write_json(asked.output, found)
-    if asked.table:
-        storage.write_text(asked.table, table(found))
-    print(json.dumps(found, indent=2) if not asked.table else table(found))
+    tell(asked, found, table(found))
     return 0
 
 
