@@ -143,7 +143,8 @@ def measure(asked: argparse.Namespace, arms: Arms) -> dict[str, Any]:
         "version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "tiles": arms.tiles,
         "batch": max(len(batch.indices) for batch in arms.batches), "steps": arms.sampling.steps,
-        "guidance": arms.sampling.guidance, "precision": asked.precision, "peak_memory_bytes": peak_memory_bytes(device), "seconds": seconds,
+        "guidance": arms.sampling.guidance, "precision": asked.precision,
+        "peak_memory_bytes": peak_memory_bytes(device), "seconds": seconds,
         **ratios(seconds, arms.tiles),
     }  # fmt: skip
 
