@@ -29,6 +29,10 @@ check: $(READY)
 bench: $(READY)
 	@$(RUN) benchmarks/sampling.py --repeats 1
 	@$(RUN) benchmarks/evaluation.py
+	@$(RUN) benchmarks/cutting.py
+	@$(RUN) benchmarks/training.py
+	@$(RUN) benchmarks/bulk.py
+	@$(RUN) benchmarks/scaling.py
 
 docs: $(READY)
 	@$(RUN) docs/generate.py
