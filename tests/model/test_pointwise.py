@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -61,3 +63,13 @@ def test_other_layers_orders_and_devices_keep_their_convolution(monkeypatch: pyt
         layer(x.to(memory_format=torch.channels_last))
     with pointwise_products(layer, torch.device("cuda")):
         layer(x)
+
+
+def test_a_copy_made_within_computes_with_its_own_weights() -> None:
+    layer, x = nn.Conv2d(4, 4, 1), torch.randn(2, 4, 3, 3)
+    with pointwise_products(layer, CPU):
+        twin = copy.deepcopy(layer)
+        with torch.no_grad():
+            twin.weight.zero_()
+            twin.bias.fill_(7.0)
+        assert (twin(x) == 7).all() and not (layer(x) == 7).any()

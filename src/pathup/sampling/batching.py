@@ -116,7 +116,7 @@ class TilesEstimate:
     at_once
         Tiles that the run would draw at once.
     forwards
-        U-Net forwards: exactly what the run will report where it draws everything.
+        U-Net forwards: exactly what the run will report where it draws everything and is not compiled.
     seconds
         Drawing and decoding, by one process.
     memory_bytes
