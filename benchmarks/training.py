@@ -9,21 +9,26 @@ example's default) and in bf16 (its ``--mixed_precision bf16``). The loop, in ou
 resized, turned and normalised by torchvision in a DataLoader without workers; each step encodes the batch by the
 frozen autoencoder and its prompts by the frozen text encoder, draws noise and timesteps, descends the mean squared
 error by AdamW with clipped gradients, and moves an average of the weights (the example's ``--use_ema``). It is without
-Accelerate, whose state is one a process, and which costs the example a little. All are set up first; then they take
-turns of some steps each (A B C D A B C D), and the median of the turns counts. Tells steps a second, their ratios, and
-the share of a step in which PathUp waits for its data.
+Accelerate, which costs the example a little. Each has a process of its own, as in use: PathUp's have its settings of
+the allocator, as ``pathup train`` has, the loop has PyTorch's. All are set up first; then they take turns of some steps
+each (A B C D A B C D), and the median of the turns counts. Tells steps a second, their ratios, and the share of a step
+in which PathUp waits for its data.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
@@ -33,7 +38,7 @@ from torch.nn.functional import mse_loss
 from benchmarks.figures import add_targets, tell
 from benchmarks.made import made_tiles
 from pathup import PathUpError, __version__
-from pathup.memory import ask_for_huge_pages, keep_freed_memory
+from pathup.memory import HUGE_PAGES, ask_for_huge_pages, keep_freed_memory
 from pathup.model.attention import fast_attention
 from pathup.model.components import load_pretrained
 from pathup.model.pointwise import pointwise_products
@@ -187,35 +192,142 @@ class _Captioned(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             return {"pixels": self._transform(image.convert("RGB")), "ids": self._ids[index]}
 
 
-Arms = dict[str, PathUpTurns | LoopTurns]
-"""What takes turns, by its name in the figures."""
+class PathUpArm(NamedTuple):
+    """How PathUp trains: its name, and by what."""
+
+    name: str
+    entropy: bool = True
+    muon: bool = False
 
 
-def arms_of(asked: argparse.Namespace, work: Path) -> Arms:
-    """All that is timed, set up and warm; latents and runs lie in `work`."""
+class LoopArm(NamedTuple):
+    """How the example's loop trains."""
+
+    name: str
+    precision: str
+
+
+def arms_of(asked: argparse.Namespace) -> list[PathUpArm | LoopArm]:
+    """All that is timed."""
     own = load_recipe(asked.recipe).diffusion.muon_learning_rate is not None
-    return {
-        "pathup": PathUpTurns(asked, work, "adamw", entropy=True),
-        "pathup_without_entropy": PathUpTurns(asked, work, "without", entropy=False),
-        **({"pathup_muon": PathUpTurns(asked, work, "muon", entropy=True, muon=True)} if own else {}),
-        "example_fp32": LoopTurns(asked, "fp32"),
-        "example_bf16": LoopTurns(asked, "bf16"),
-    }
+    pathup = [PathUpArm("pathup"), PathUpArm("pathup_without_entropy", entropy=False)]
+    muon = [PathUpArm("pathup_muon", muon=True)] if own else []
+    return [*pathup, *muon, LoopArm("example_fp32", "fp32"), LoopArm("example_bf16", "bf16")]
 
 
-def measure(asked: argparse.Namespace, arms: Arms) -> dict[str, Any]:
+class Turns:
+    """An arm in a process of its own, set up and warm once this is made.
+
+    Parameters
+    ----------
+    arm
+        What it trains by.
+    asked
+        As of `main`.
+    work
+        Where latents and runs lie; of all arms.
+    """
+
+    def __init__(self, arm: PathUpArm | LoopArm, asked: argparse.Namespace, work: Path) -> None:
+        self.name, self.is_pathup = arm.name, isinstance(arm, PathUpArm)
+        self._pipe, theirs = multiprocessing.Pipe()
+        target = _pathup_turns if self.is_pathup else _loop_turns
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(theirs, target, arm, asked, work), daemon=True
+        )
+        with _environment(self.is_pathup):
+            self._process.start()
+        theirs.close()
+        self.told()
+
+    def turn(self, steps: int) -> dict[str, float]:
+        """Take so many steps: ``seconds`` a step and, of PathUp, ``waited``, the share of them spent so."""
+        self._pipe.send(steps)
+        return self.told()
+
+    def told(self) -> dict[str, float]:
+        """What the process says next.
+
+        Raises
+        ------
+        PathUpError
+            It has failed.
+        """
+        try:
+            said = self._pipe.recv()
+        except EOFError:
+            raise PathUpError(f"{self.name} has ended before its turns were over; its message is above") from None
+        if isinstance(said, PathUpError):
+            raise said
+        return dict(said)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+
+@contextmanager
+def _environment(is_pathup: bool) -> Iterator[None]:
+    """What a process that is started within finds: huge pages are asked for before torch is imported, or not at all."""
+    before = os.environ.pop(HUGE_PAGES, None)
+    if is_pathup:
+        ask_for_huge_pages()
+    try:
+        yield
+    finally:
+        os.environ.pop(HUGE_PAGES, None)
+        if before is not None:
+            os.environ[HUGE_PAGES] = before
+
+
+def _pathup_turns(arm: PathUpArm, asked: argparse.Namespace, work: Path) -> PathUpTurns:
+    keep_freed_memory()
+    return PathUpTurns(asked, work, arm.name, entropy=arm.entropy, muon=arm.muon)
+
+
+def _loop_turns(arm: LoopArm, asked: argparse.Namespace, work: Path) -> LoopTurns:
+    return LoopTurns(asked, arm.precision)
+
+
+def _serve(
+    pipe: Connection, make: Callable[..., PathUpTurns | LoopTurns], arm: PathUpArm | LoopArm,
+    asked: argparse.Namespace, work: Path,
+) -> None:  # fmt: skip
+    """Make an arm, and take turns until the other end is closed."""
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    try:
+        own = make(arm, asked, work)
+        pipe.send({})
+        while True:
+            seconds = own.turn(pipe.recv())
+            pipe.send({"seconds": seconds, "waited": getattr(own, "waited", 0.0)})
+    except PathUpError as error:
+        pipe.send(error)
+    except EOFError:
+        return
+
+
+def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Have the arms take turns, and say what came of it."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    waited = []
-    for turn in range(asked.turns):
-        for name, arm in arms.items():
-            seconds[name].append(arm.turn(asked.steps))
-            if isinstance(arm, PathUpTurns):
-                waited.append(arm.waited)
-        told = ", ".join(f"{name} {spent[-1]:.3f}" for name, spent in seconds.items())
-        print(f"turn {turn + 1} of {asked.turns}, seconds a step: {told}", file=sys.stderr, flush=True)
+    with ExitStack() as started:
+        arms = []
+        for arm in arms_of(asked):
+            arms.append(Turns(arm, asked, work))
+            started.callback(arms[-1].close)
+        seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+        waited = []
+        for turn in range(asked.turns):
+            for arm in arms:
+                took = arm.turn(asked.steps)
+                seconds[arm.name].append(took["seconds"])
+                if arm.is_pathup:
+                    waited.append(took["waited"])
+            told = ", ".join(f"{name} {spent[-1]:.3f}" for name, spent in seconds.items())
+            print(f"turn {turn + 1} of {asked.turns}, seconds a step: {told}", file=sys.stderr, flush=True)
     return {
-        "version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "version": __version__, "torch": torch.__version__, "threads": asked.threads or torch.get_num_threads(),
         "batch_size": asked.batch_size, "precision": asked.precision, "seconds_a_step": seconds,
         "waited_share": waited, **ratios(seconds, waited),
     }  # fmt: skip
@@ -276,14 +388,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     add_targets(parser)
     asked = parser.parse_args()
-    ask_for_huge_pages()
-    keep_freed_memory()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
     try:
         with tempfile.TemporaryDirectory() as work:
             asked.tiles = asked.tiles or made_tiles(Path(work), load_recipe(asked.recipe))
-            found = measure(asked, arms_of(asked, Path(work)))
+            found = measure(asked, Path(work))
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1

@@ -6,9 +6,12 @@ import ctypes
 import os
 import sys
 
-__all__ = ["ask_for_huge_pages", "keep_freed_memory"]
+__all__ = ["HUGE_PAGES", "ask_for_huge_pages", "keep_freed_memory"]
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h's M_...
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""The environment variable by which PyTorch is asked for them."""
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h's M_...; a threshold of -1 is none
 
 
 def ask_for_huge_pages() -> None:
@@ -17,7 +20,7 @@ def ask_for_huge_pages() -> None:
     Memory that is touched for the first time costs a fault a page: an image of 2048 px took 300,000 faults on pages of
     4 KiB, a second and more of a minute, and few on large ones. A set ``THP_MEM_ALLOC_ENABLE`` is left as it is.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def keep_freed_memory() -> bool:
@@ -39,5 +42,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl has none
         return False
-    taken = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 * 2**20)]
+    taken = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_TOP_PAD, 64 * 2**20)]
     return all(result == 1 for result in taken)

@@ -28,6 +28,17 @@ def test_a_product_is_the_convolution_with_its_gradients(bias: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_bfloat16_a_product_is_as_wide_as_the_convolution(bias: bool) -> None:
+    layer, x = nn.Conv2d(6, 10, 1, bias=bias), torch.randn(3, 6, 5, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        with pointwise_products(layer, CPU):
+            within = layer(x)
+    assert within.dtype == before.dtype == torch.bfloat16  # a wider one would widen all that is added to it
+    torch.testing.assert_close(within, before, rtol=2**-6, atol=2**-6)  # a rounding more, of 8 bits
+
+
 def test_a_u_net_predicts_the_same_and_is_left_as_it_was(recipe: Recipe) -> None:
     unet = build_components(recipe).unet.eval()
     given = torch.randn(2, unet.config.in_channels, 16, 16), 5, torch.randn(2, 4, unet.config.cross_attention_dim)

@@ -42,4 +42,4 @@ def _product(part: nn.Conv2d, x_BCHW: torch.Tensor) -> torch.Tensor:
         return nn.Conv2d.forward(part, x_BCHW)
     weights = part.weight.flatten(1).expand(len(x_BCHW), -1, -1)
     product = torch.bmm(weights, x_BCHW.flatten(2)).unflatten(2, x_BCHW.shape[2:])
-    return product if part.bias is None else product + part.bias[:, None, None]
+    return product if part.bias is None else product + part.bias.to(product.dtype)[:, None, None]
