@@ -21,12 +21,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import diffusers
 import matplotlib
 import numpy as np
 import tifffile
 import torch
-import transformers
 from PIL import Image, ImageDraw, ImageFont
 
 from pathup import __version__, storage
@@ -147,8 +145,6 @@ def _demonstrated(request: DemoRequest) -> dict[str, Any]:
         )
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    diffusers.utils.logging.disable_progress_bar()  # our own lines are about images
-    transformers.utils.logging.disable_progress_bar()
     with tell.stage(seconds, "load", f"loading {request.model}"):
         pipeline = load_pipeline(request.model, device=choose_device(request.device))
         if pipeline.unet.device.type == "cpu":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from pathup import PathUpPipeline
 from pathup.errors import PathUpError
@@ -41,6 +43,15 @@ def scaled(recipe: Recipe) -> PathUpPipeline:
     made = build_pipeline(recipe.model_copy(update={"model": model}))
     torch.nn.init.normal_(made.scale_encoder.out.weight, generator=torch.Generator().manual_seed(0))
     return made
+
+
+def test_loading_shows_no_bars_of_libraries_and_leaves_them_on_for_others(tmp_path, pipeline, capfd):
+    pipeline.save_pretrained(tmp_path / "model")
+    capfd.readouterr()
+    load_pipeline(tmp_path / "model")
+    assert capfd.readouterr().err == ""
+    assert diffusers.utils.logging.is_progress_bar_enabled()
+    assert transformers.utils.logging.is_progress_bar_enabled()
 
 
 def test_a_model_that_takes_in_the_scale_draws_at_any_and_survives_saving(tmp_path, scaled):

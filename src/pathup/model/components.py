@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from pathup.draws import seed_of
 from pathup.errors import PathUpError
@@ -253,12 +256,26 @@ def load_part(loader: Callable[..., Any], what: str, source: str | Path, **setti
             f"{source} is not a folder; {what} in diffusers format (or a hub id such as org/name) was needed"
         )
     try:
-        return loader(str(source), **settings)
+        with _bars_off() if path.is_dir() else nullcontext():  # what is fetched from the hub takes long and shows it
+            return loader(str(source), **settings)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         first = " ".join(str(error).split())[:300]
         raise PathUpError(f"{source} does not load as {what} in diffusers format: {first}") from error
     except Exception as error:  # safetensors and the hub client raise types of their own
         raise PathUpError(f"{source} does not load as {what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _bars_off() -> Iterator[None]:
+    """Within it the libraries show no bar for each part that they load: our own are about images and steps."""
+    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 class _Seeded:

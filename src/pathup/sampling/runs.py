@@ -7,9 +7,7 @@ import time
 from pathlib import Path
 from typing import cast
 
-import diffusers
 import torch
-import transformers
 
 from pathup import storage
 from pathup.errors import PathUpError
@@ -124,8 +122,6 @@ def loaded(request: GenerateRequest) -> PathUpPipeline:
     device = choose_device(launched_processes(request.device)[1])
     if device.type == "cpu":
         keep_freed_memory()
-    diffusers.utils.logging.disable_progress_bar()  # our own bars are about images
-    transformers.utils.logging.disable_progress_bar()
     pipeline = load_pipeline(request.model, device=device, precision=request.precision)
     if request.compiled:
         compile_blocks(pipeline.unet)
