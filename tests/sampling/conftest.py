@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,6 +18,14 @@ def pipeline() -> PathUpPipeline:
     for part in (made.vae, made.text_encoder, made.unet):
         part.eval().requires_grad_(False)
     return made
+
+
+@pytest.fixture(scope="session")
+def model(pipeline: PathUpPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as files; not to be changed."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

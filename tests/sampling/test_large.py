@@ -16,7 +16,6 @@ import tifffile
 
 from pathup import storage
 from pathup.errors import PathUpError
-from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling import large, tissue
 from pathup.sampling.requests import GenerateRequest
 from pathup.sampling.runs import estimate, generate
@@ -24,13 +23,6 @@ from pathup.sampling.workspace import UNFINISHED
 from pathup.slides.images import read_image
 from pathup.slides.provenance import provenance_of
 from tests.processes import PathUpProcess, run_pathup
-
-
-@pytest.fixture(scope="module")
-def model(pipeline: PathUpPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 def _request(model: Path, out: Path, **changed: Any) -> GenerateRequest:

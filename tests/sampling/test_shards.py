@@ -13,18 +13,10 @@ import webdataset
 from PIL import Image
 
 from pathup.errors import PathUpError
-from pathup.model.pipeline import PathUpPipeline
 from pathup.sampling import single_tiles
 from pathup.sampling.runs import GenerateReport, GenerateRequest, generate
 from pathup.sampling.shards import is_whole
 from tests.processes import PathUpProcess, run_pathup
-
-
-@pytest.fixture(scope="module")
-def model(pipeline: PathUpPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 def _run(model: Path, out: Path, **changed: Any) -> GenerateReport:
