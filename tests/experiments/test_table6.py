@@ -27,6 +27,7 @@ def place(tmp_path_factory, tiny_autoencoder) -> Path:
     """Regions, a recipe of few steps, and a model trained on the regions' training tiles."""
     root = tmp_path_factory.mktemp("table6")
     made.regions(root / "regions")
+    (root / "regions/train/1_B/train_B_0.png").unlink()  # B is rarer, by a region of four fields
     short = {f"downstream.{kind}.{name}": value for kind in ("vit", "abmil")
              for name, value in (("steps", 2), ("learning_rates", [0.001]))}  # fmt: skip
     recipe = recipe_with(load_recipe("tiny"), {**short, "sampling.steps": 2}, source="test")
@@ -87,6 +88,8 @@ def test_arms_have_the_images_that_they_say_and_the_same_tuning(done):
 
     assert notes("vit_real_0")["synthetic_fields"] == {"A": 0, "B": 0}
     assert notes("vit_synthetic_0")["synthetic_fields"] == {"A": 2, "B": 2}
+    assert notes("abmil_rare_first_1")["synthetic_fields"] == {"A": 0, "B": 4}  # as many, all to the rare class
+    assert len({image.read_bytes() for image in done.glob("synthetic*/**/B_*.png")}) == 4  # none of them twice
     assert notes("vit_synthetic_1_0")["synthetic_fields"] == {"A": 1, "B": 1}
     assert notes("abmil_both_1")["augmentations"] == ["geometry", "colour", "stain", "randaugment"]
     assert notes("abmil_real_1")["augmentations"] == []

@@ -25,7 +25,7 @@ from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.sampling.device import choose_device
 from pathup.tiles.regions import SPLITS
 
-__all__ = ["EvaluateRequest", "TrainRequest", "evaluate_classifier", "train"]
+__all__ = ["EvaluateRequest", "TrainRequest", "evaluate_classifier", "train", "training_counts"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -141,6 +141,29 @@ def with_synthetic(
     if per_class is None:
         return [*real, *found]
     return mixed(real, found, per_class * len(labels), recipe.downstream.mixing, labels)
+
+
+def training_counts(folder: Path, recipe: Recipe, cache: Path) -> dict[str, int]:
+    """How many real training fields each class has, in the recipe's order.
+
+    Parameters
+    ----------
+    folder
+        Of labelled regions.
+    recipe
+        Whose classes and fields they are.
+    cache
+        Where what is found of regions is kept.
+
+    Raises
+    ------
+    PathUpError
+        The regions cannot be read or do not fit the recipe.
+    """
+    regions = labelled_regions(folder, recipe, cache / REGIONS)
+    fields = region_fields([region for region in regions if region.split == "train"], recipe, cache / FIELDS)
+    counts = Counter(field.label for field in fields)
+    return {label: counts[label] for label in recipe.labels}
 
 
 def few(regions: Sequence[LabelledRegion], per_class: int | None, seed: int) -> list[LabelledRegion]:

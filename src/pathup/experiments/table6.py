@@ -18,6 +18,7 @@ import torch
 from pathup import storage
 from pathup.downstream import runs
 from pathup.downstream.scores import Predictions, read_predictions
+from pathup.downstream.synthetic import allotted
 from pathup.errors import PathUpError
 from pathup.experiments.classifier_arms import Job, jobs_of
 from pathup.experiments.contenders import precision_of
@@ -32,6 +33,8 @@ __all__ = ["CLASSIFIERS", "Table6Request", "plan", "table6"]
 Progress = Callable[[str, int, int], None]
 
 CLASSIFIERS = ("vit", "abmil")
+
+DRAWN = "drawn.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,11 @@ class Table6Request:
     def synthetic(self) -> Path:
         """Where synthetic images are."""
         return self.output / "synthetic"
+
+    @property
+    def more(self) -> Path:
+        """Where more images of rare classes are, a folder a class, once ``drawn.json`` there says how many."""
+        return self.output / "synthetic_more"
 
     def scores_of(self, job: Job) -> Path:
         """Where a job's predictions and scores are."""
@@ -111,23 +119,45 @@ def plan(request: Table6Request) -> list[Step]:
         "draw synthetic images", (request.synthetic / METADATA_FILE).is_file, partial(_draw, request),
         f"{count} images, {request.images} a class",
     )  # fmt: skip
+    more = Step(
+        "draw more images of rare classes", (request.more / DRAWN).is_file, partial(_draw_more, request),
+        "as many as rare classes first takes beyond those", needs=draw.done,
+    )  # fmt: skip
     jobs = [
         Step(
             f"train and evaluate {job.classifier}, {job.arm.title}, seed {job.seed}",
             (request.scores_of(job) / "scores.json").is_file, partial(_carry_out, request, job), "", job.name,
-            draw.done,
+            more.done if job.arm.mixing == "rare_first" else draw.done,
         )
         for job in jobs_of(CLASSIFIERS, request.images, request.seeds)
     ]  # fmt: skip
-    return [draw, *jobs]
+    return [draw, more, *jobs]
 
 
 def _draw(request: Table6Request) -> None:
+    _generate(request, request.synthetic, "all", request.images, seed=0)
+
+
+def _draw_more(request: Table6Request) -> None:
+    """Draw what the arm that fills rare classes first takes of a class beyond what there is of each.
+
+    It is to get as many images in all as the arm beside it; a class that is rarer than the others then gets more.
+    """
+    recipe = load_recipe(request.recipe)
+    real = runs.training_counts(request.data, recipe, request.output / "cache")
+    wanted = allotted(real, request.images * len(recipe.labels), "rare_first")
+    lacking = {label: count - request.images for label, count in wanted.items() if count > request.images}
+    for label, count in lacking.items():
+        _generate(request, request.more / label, label, count, seed=1)
+    storage.write_json(request.more / DRAWN, lacking)
+
+
+def _generate(request: Table6Request, folder: Path, label: str, count: int, *, seed: int) -> None:
     recipe = load_recipe(request.recipe)
     side = recipe.downstream.field_px or recipe.sampling.size_px
     generate(GenerateRequest(
-        model=request.generator, out=request.synthetic, label="all", size=f"{side}x{side}", count=request.images,
-        seed=0, device=request.device, resume=True, precision=precision_of(request.generator),
+        model=request.generator, out=folder, label=label, size=f"{side}x{side}", count=count, seed=seed,
+        device=request.device, resume=True, precision=precision_of(request.generator),
     ))  # fmt: skip
 
 
@@ -137,9 +167,12 @@ def _carry_out(request: Table6Request, job: Job) -> None:
     if arm.mixing is not None:
         changes["downstream.mixing"] = arm.mixing
     run = request.output / "runs" / job.name
+    folders = [request.synthetic] if arm.per_class != 0 else []
+    if arm.mixing == "rare_first":
+        folders += [request.more / label for label in storage.read_json(request.more / DRAWN)]
     runs.train(runs.TrainRequest(
         name=job.classifier, regions=request.data, output=run, recipe=load_recipe(request.recipe),
-        synthetic=() if arm.per_class == 0 else (request.synthetic,), per_class=arm.per_class or request.images,
+        synthetic=tuple(folders), per_class=arm.per_class or request.images,
         real_per_class=arm.real_per_class, augment=arm.augment, features=request.features, changes=changes, cache=cache,
         device=request.device, resume=True,
     ))  # fmt: skip
