@@ -131,6 +131,20 @@ def test_in_the_grey_view_stain_is_not_seen(source, recipe, tmp_path):
     assert not torch.allclose(bags[0].sample(fields[0]), bags[1].sample(fields[0]))
 
 
+def test_an_augmented_image_is_the_same_whether_remembered_or_made_anew(source, recipe, tmp_path, monkeypatch):
+    fields = region_fields(labelled_regions(source, recipe), recipe)[:2]
+    one, other = (ViTClassifier(recipe, tmp_path, ("geometry", "colour")) for _ in range(2))
+    one.prepare(fields, training=True)
+    asked_for = [(field, position) for position in (0, 7) for field in fields]
+    first = [one.sample(*key) for key in asked_for]
+    assert len({image.numpy().tobytes() for image in first}) == len(asked_for)
+    monkeypatch.setattr("pathup.downstream.classifiers.augmented", lambda *_: pytest.fail("made once more"))
+    assert all(torch.equal(one.sample(*key), image) for key, image in zip(asked_for, first, strict=True))
+    monkeypatch.undo()
+    monkeypatch.setattr("pathup.downstream.classifiers.KEPT_BYTES", 0)  # no room to remember any
+    assert all(torch.equal(other.sample(*key), image) for key, image in zip(asked_for, first, strict=True))
+
+
 def test_classes_that_differ_by_form_are_learnt(source, recipe, cache, tmp_path):
     own = recipe_with(recipe, {
         "downstream.abmil.steps": 60, "downstream.abmil.learning_rates": [0.01], "downstream.abmil.evaluate_every": 10,

@@ -1,7 +1,7 @@
 """The two classifiers of table 6: what each is shown of a field, and the network that names the class.
 
-A kind has ``prepared(fields)``, which reads what it needs of fields and keeps it in files by the fields' content;
-``sample(field, draw)``, what is shown of one; ``batch(samples)``; and ``network()``.
+A kind has ``prepare(fields)``, which reads what it needs of fields and keeps it in files by the fields' content;
+``sample(field, position)``, what is shown of one; ``batch(samples)``; and ``network()``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ Batch = tuple[torch.Tensor, ...]
 
 ENCODED_AT_ONCE = 64
 """Patches."""
+
+KEPT_BYTES = 2**30
+"""Of augmented images that are remembered."""
 
 
 class Classifier(ABC):
@@ -99,6 +102,7 @@ class ViTClassifier(Classifier):
     ) -> None:
         super().__init__(recipe, cache, augmentations)
         self._pretrained = pretrained
+        self._shown: dict[tuple[str, int], torch.Tensor] = {}
 
     @property
     def spec(self) -> ViTRecipe:
@@ -138,11 +142,19 @@ class ViTClassifier(Classifier):
                 progress(done, len(fields))
 
     def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
-        """uint8 (3, H, W)."""
-        pixels = _load(self._file(field))
-        if position is not None and self.augmentations:
-            pixels = augmented(pixels, self.augmentations, self.spec.seed, position)
-        return torch.from_numpy(np.array(seen(pixels, self.recipe.downstream.view))).permute(2, 0, 1)
+        """uint8 (3, H, W). An augmented one is remembered: each learning rate that is tried comes to the same ones."""
+        if position is None or not self.augmentations:
+            return self._as_seen(_load(self._file(field)))
+        key = field.identity(), position
+        if key in self._shown:
+            return self._shown[key]
+        found = self._as_seen(augmented(_load(self._file(field)), self.augmentations, self.spec.seed, position))
+        if len(self._shown) * found.numel() < KEPT_BYTES:
+            self._shown[key] = found
+        return found
+
+    def _as_seen(self, pixels_HWC: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(seen(pixels_HWC, self.recipe.downstream.view))).permute(2, 0, 1)
 
     def batch(self, samples: list[torch.Tensor]) -> Batch:
         """Pixels (B, 3, H, W) in [-1, 1]."""
