@@ -46,7 +46,7 @@ def augmented(pixels_HWC: np.ndarray, parts: Sequence[str], seed: int, *keys: in
         pixels_HWC = _moved(pixels_HWC, rng)
     if "stain" in parts:
         pixels_HWC = _stained(pixels_HWC, rng)
-    tensor = torch.from_numpy(np.array(pixels_HWC)).permute(2, 0, 1)
+    tensor = torch.from_numpy(np.array(pixels_HWC.transpose(2, 0, 1), order="C"))  # in this order torchvision is faster
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
         torch.manual_seed(draws.seed_of(seed, "torchvision", *keys))
         if "colour" in parts:
