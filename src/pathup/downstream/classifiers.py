@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -206,10 +208,9 @@ class ABMILClassifier(Classifier):
         PathUpError
             A field is smaller than a patch, or holds no tissue.
         """
-        for done, field in enumerate(fields, start=1):
-            for variant in self._variants() if training else [None]:
-                if not self._file(field, variant).is_file():
-                    self._encode(field, variant)
+        shuffled = random.Random(os.getpid()).sample(fields, len(fields))  # noqa: S311 - processes share the work
+        for done, field in enumerate(shuffled, start=1):
+            self._encode(field, self._variants() if training else [None])
             if progress is not None:
                 progress(done, len(fields))
 
@@ -234,21 +235,28 @@ class ABMILClassifier(Classifier):
     def _variants(self) -> list[int | None]:
         return list(range(self.spec.variants)) if self.augmentations else [None]
 
-    def _encode(self, field: Field, variant: int | None) -> None:
-        recipe = self.recipe
-        patches, _ = read_patches(field, self.spec.patch_px, recipe.tiles.mpp, recipe.downstream.min_tissue)
-        if variant is not None:
-            seed, name = self.spec.seed, field.identity()
-            patches = np.stack([
-                augmented(patch, self.augmentations, seed, name, variant, number)
-                for number, patch in enumerate(patches)
-            ])  # fmt: skip
-        prepared = [self._encoder.prepared(seen(patch, recipe.downstream.view)) for patch in patches]
-        found = [
-            self._encoder.features(torch.stack(prepared[first : first + ENCODED_AT_ONCE]))
-            for first in range(0, len(prepared), ENCODED_AT_ONCE)
-        ]
-        _save(self._file(field, variant), np.concatenate(found))
+    def _encode(self, field: Field, variants: Sequence[int | None]) -> None:
+        """Keep the features of those variants of a field that are not yet kept."""
+        recipe, patches = self.recipe, None
+        for variant in variants:
+            if self._file(field, variant).is_file():
+                continue
+            if patches is None:
+                patches, _ = read_patches(field, self.spec.patch_px, recipe.tiles.mpp, recipe.downstream.min_tissue)
+            shown = patches if variant is None else self._augmented(patches, field, variant)
+            prepared = [self._encoder.prepared(seen(patch, recipe.downstream.view)) for patch in shown]
+            found = [
+                self._encoder.features(torch.stack(prepared[first : first + ENCODED_AT_ONCE]))
+                for first in range(0, len(prepared), ENCODED_AT_ONCE)
+            ]
+            _save(self._file(field, variant), np.concatenate(found))
+
+    def _augmented(self, patches_NHWC: np.ndarray, field: Field, variant: int) -> np.ndarray:
+        seed, name = self.spec.seed, field.identity()
+        return np.stack([
+            augmented(patch, self.augmentations, seed, name, variant, number)
+            for number, patch in enumerate(patches_NHWC)
+        ])  # fmt: skip
 
     def _file(self, field: Field, variant: int | None) -> Path:
         how = "plain" if variant is None else f"{'-'.join(self.augmentations)}_{self.spec.seed}_{variant}"
