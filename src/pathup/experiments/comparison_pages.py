@@ -148,17 +148,16 @@ def _sheet_name(bench: Bench, level: str) -> str:
 
 def _sheet(bench: Bench, level: str) -> Path:
     """The first tile of each class and row."""
-    images, titles = [], []
+    images, rows = [], []
     for entry in bench.entries():
         if entry.once:
             continue
         tiles, _ = bench.draw(entry, 0)
         own = tiles.of(level=level)
-        for label in bench.recipe.labels:
-            images.append(_first(own, label))
-            titles.append(f"{entry.name} {label}")
-    target = bench.output / _sheet_name(bench, level)
-    image_sheet(torch.stack(images), target, columns=len(bench.recipe.labels), titles=titles)
+        images += [_first(own, label) for label in bench.recipe.labels]
+        rows.append(entry.title)
+    target, labels = bench.output / _sheet_name(bench, level), bench.recipe.labels
+    image_sheet(torch.stack(images), target, columns=len(labels), titles=labels, rows=rows)
     return target
 
 

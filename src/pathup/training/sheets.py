@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from pathup import storage
 
 GAP_PX = 4
+LINE_PX = 14
 
 
 def to_pixels(images_BCHW: torch.Tensor) -> np.ndarray:
@@ -20,7 +21,10 @@ def to_pixels(images_BCHW: torch.Tensor) -> np.ndarray:
     return values.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def image_sheet(pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles: Sequence[str] | None = None) -> None:
+def image_sheet(
+    pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+) -> None:  # fmt: skip
     """Write images in [-1, 1], row by row, as one PNG.
 
     Parameters
@@ -32,19 +36,24 @@ def image_sheet(pixels_BCHW: torch.Tensor, target: Path, *, columns: int, titles
     columns
         Images a row.
     titles
-        A short text above each image.
+        A short text above each image; with `rows`, above each column, once.
+    rows
+        A text above each row, which may be as long as the row.
     """
     images = to_pixels(pixels_BCHW)
     count, height, width, _ = images.shape
-    head = 14 if titles else 0
-    rows = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP_PX) - GAP_PX, rows * (height + head + GAP_PX) - GAP_PX), "white")
+    head, above = LINE_PX if titles or rows else 0, LINE_PX if titles and rows else 0
+    lines = -(-count // columns)
+    size = columns * (width + GAP_PX) - GAP_PX, above + lines * (height + head + GAP_PX) - GAP_PX
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        left, top = column * (width + GAP_PX), row * (height + head + GAP_PX)
-        if titles:
-            pen.text((left + 1, top), titles[index], fill="black")
+        left, top = column * (width + GAP_PX), above + row * (height + head + GAP_PX)
+        if rows and column == 0:
+            pen.text((left + 1, top), rows[row], fill="black")
+        if titles and (row == 0 or not rows):
+            pen.text((left + 1, top - above), titles[index], fill="black")
         sheet.paste(Image.fromarray(np.ascontiguousarray(image)), (left, top + head))
     with storage.atomic_path(target) as temporary:
         sheet.save(temporary)
