@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks i
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.figures import add_targets, tell
+from benchmarks.figures import add_targets, measured
 from pathup import PathUpError, __version__
 from pathup.memory import ask_for_huge_pages, keep_freed_memory
 from pathup.model.pipeline import PathUpPipeline
@@ -193,14 +192,7 @@ def main() -> int:
     keep_freed_memory()
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            found = measure(asked, Arms(asked, Path(work)))
-    except PathUpError as error:
-        print(f"pathup: {error}", file=sys.stderr)
-        return 1
-    tell(asked, found, table(found))
-    return 0
+    return measured(asked, lambda work: measure(asked, Arms(asked, work)), table)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks i
 
 from PIL import Image
 
-from benchmarks.figures import add_targets, tell
+from benchmarks.figures import add_targets, measured
 from benchmarks.made import make_regions
-from pathup import PathUpError, __version__
+from pathup import __version__
 from pathup.recipes import Recipe, load_recipe
 from pathup.tiles.making import make_tiles
 from pathup.tiles.sources import find_source
@@ -126,17 +126,14 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, help="folder for what is cut; removed afterwards [the system's]")
     add_targets(parser)
     asked = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as made:
-            if asked.regions is None:
-                asked.regions = Path(made) / "regions"
-                make_regions(asked.regions, load_recipe(asked.recipe), side=1536, train=1)
-            found = measure(asked)
-    except PathUpError as error:
-        print(f"pathup: {error}", file=sys.stderr)
-        return 1
-    tell(asked, found, table(found))
-    return 0
+
+    def measure_in(work: Path) -> dict[str, Any]:
+        if asked.regions is None:
+            asked.regions = work / "regions"
+            make_regions(asked.regions, load_recipe(asked.recipe), side=1536, train=1)
+        return measure(asked)
+
+    return measured(asked, measure_in, table)
 
 
 if __name__ == "__main__":

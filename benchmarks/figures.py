@@ -1,13 +1,16 @@
-"""Where a benchmark's figures go: JSON, a table in Markdown, or the terminal."""
+"""How a benchmark ends: figures as JSON, as a table in Markdown or on the terminal, or a sentence of what failed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pathup import storage
+from pathup import PathUpError, storage
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +19,21 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help="Markdown")
 
 
-def tell(asked: argparse.Namespace, found: dict[str, Any], table: str) -> None:
+def measured(
+    asked: argparse.Namespace, measure: Callable[[Path], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> int:
+    """Measure, with a folder that is removed afterwards, and tell what was found; returns the exit code."""
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            found = measure(Path(work))
+    except PathUpError as error:
+        print(f"pathup: {error}", file=sys.stderr)
+        return 1
+    _tell(asked, found, table(found))
+    return 0
+
+
+def _tell(asked: argparse.Namespace, found: dict[str, Any], table: str) -> None:
     """Write what was found to the files that were asked for, and print the table, or all where there is no file."""
     if asked.output:
         storage.write_json(asked.output, found)

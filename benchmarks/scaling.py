@@ -18,13 +18,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
-from benchmarks.figures import add_targets, tell
+from benchmarks.figures import add_targets, measured
 from benchmarks.made import made_tiles
 from pathup import PathUpError, __version__, storage
 from pathup.recipes import load_recipe
@@ -124,15 +123,12 @@ def main() -> int:
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto")
     add_targets(parser)
     asked = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as made:
-            asked.tiles = asked.tiles or made_tiles(Path(made), load_recipe(asked.recipe))
-            found = measure(asked, Path(work))
-    except PathUpError as error:
-        print(f"pathup: {error}", file=sys.stderr)
-        return 1
-    tell(asked, found, table(found))
-    return 0
+
+    def measure_in(work: Path) -> dict[str, Any]:
+        asked.tiles = asked.tiles or made_tiles(work / "made", load_recipe(asked.recipe))
+        return measure(asked, work)
+
+    return measured(asked, measure_in, table)
 
 
 if __name__ == "__main__":

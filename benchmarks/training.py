@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks i
 import torch
 from torch.nn.functional import mse_loss
 
-from benchmarks.figures import add_targets, tell
+from benchmarks.figures import add_targets, measured
 from benchmarks.made import made_tiles
 from pathup import PathUpError, __version__
 from pathup.memory import HUGE_PAGES, ask_for_huge_pages, keep_freed_memory
@@ -368,7 +367,7 @@ def table(found: dict[str, Any]) -> str:
         f"| {title} | {found[key][0]:.3f} | {found[key][1]:.3f} to {found[key][2]:.3f} | {wanted} |"
         for title, key, wanted in said
     ]
-    head = ["| training, batch " f"{found['batch_size']} | steps a second |", "|---|---|"]
+    head = [f"| training, batch {found['batch_size']} | steps a second |", "|---|---|"]
     second = ["", "| ratio | median of the turns | least to most | wanted |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, *second, *more]) + "\n"
 
@@ -388,15 +387,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     add_targets(parser)
     asked = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            asked.tiles = asked.tiles or made_tiles(Path(work), load_recipe(asked.recipe))
-            found = measure(asked, Path(work))
-    except PathUpError as error:
-        print(f"pathup: {error}", file=sys.stderr)
-        return 1
-    tell(asked, found, table(found))
-    return 0
+
+    def measure_in(work: Path) -> dict[str, Any]:
+        asked.tiles = asked.tiles or made_tiles(work, load_recipe(asked.recipe))
+        return measure(asked, work)
+
+    return measured(asked, measure_in, table)
 
 
 if __name__ == "__main__":
