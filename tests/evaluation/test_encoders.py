@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pathup.errors import PathUpError
-from pathup.evaluation.encoders import load_features
+from pathup.evaluation.encoders import CPU_BATCH, load_features
 from pathup.evaluation.features import extract
 from pathup.model.encoder import TissueEncoder, save_encoder
 from tests.tiles.made import SHARED, save, tissue
@@ -108,6 +108,18 @@ def inception_state(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         torch.manual_seed(0)
         return FeatureExtractorInceptionV3("inception", ["2048"]).state_dict()
+
+
+@pytest.mark.parametrize("count", [0, 1, CPU_BATCH, 2 * CPU_BATCH + 3])
+def test_features_do_not_hang_on_how_many_tiles_are_asked_for(count: int) -> None:
+    encoder = load_features("atlas")
+    draw = np.random.default_rng(0)
+    tiles = [encoder.prepared(draw.integers(0, 256, (48, 48, 3), np.uint8)) for _ in range(2 * CPU_BATCH + 3)]
+    alone = np.concatenate([encoder.features(tile[None]) for tile in tiles[:count]] or [np.empty((0, 1))])
+    found = encoder.features(torch.stack(tiles)[:count])
+    assert len(found) == count
+    if count:
+        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)  # float32; sums in another order
 
 
 @pytest.mark.parametrize(("name", "side", "width"), [("inception", 299, 2048), ("vgg16", 224, 4096)])
