@@ -36,7 +36,8 @@ def launched(processes: int, threads: int, arguments: list[str]) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise PathUpError(f"{' '.join(arguments[:2])} ended with status {done.returncode}: {done.stderr[-1000:]}")
+        said = [line for line in done.stderr.splitlines() if line.startswith("pathup: ")] or [done.stderr[-1000:]]
+        raise PathUpError(f"{' '.join(arguments[:2])} ended with status {done.returncode}: {said[0]}")
     return done.stdout
 
 

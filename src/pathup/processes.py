@@ -10,7 +10,15 @@ import torch
 
 from pathup.errors import PathUpError
 
-__all__ = ["ONE_PROCESS", "PATIENCE", "Processes", "check_plain_parallel", "launched_processes"]
+__all__ = [
+    "ONE_PROCESS",
+    "PATIENCE",
+    "Processes",
+    "check_one_process",
+    "check_plain_parallel",
+    "computes_on_cpu",
+    "launched_processes",
+]
 
 PATIENCE = timedelta(hours=24)
 """How long processes wait for each other: one may write, or measure, what the others have to do nothing for."""
@@ -90,12 +98,40 @@ def launched_processes(device: str) -> tuple[Processes, str]:
     Started by ``accelerate launch`` or ``torchrun`` with more than one process, each takes a part of a canvas's
     windows.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if _launched() < 2:
         return ONE_PROCESS, device
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=computes_on_cpu(device == "cpu"), timeout=PATIENCE)
     return _Launched(state), "cpu" if state.device.type == "cpu" else str(state.device)  # not torchrun's 'cpu:0'
+
+
+def computes_on_cpu(asked: bool) -> bool:
+    """Whether a run computes on the CPU: it was asked to, or there is nothing else.
+
+    Accelerate has to be told so: else it takes each process that torchrun starts on a machine without a GPU for a run
+    of its own.
+    """
+    return asked or not torch.accelerator.is_available()
+
+
+def check_one_process(what: str) -> None:
+    """Refuse a launcher's several processes, each of which would do the same.
+
+    Raises
+    ------
+    PathUpError
+        There are several.
+    """
+    if _launched() > 1:
+        raise PathUpError(
+            f"{what} is trained by one process, but {_launched()} were launched; leave accelerate launch or torchrun "
+            "out"
+        )
+
+
+def _launched() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_plain_parallel(accelerator: Any) -> None:

@@ -36,6 +36,14 @@ def test_an_autoencoder_is_given_where_it_is_needed_and_nowhere_else(recipe, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_several_processes_are_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it
+    request = TrainRequest(tiles=tmp_path, output=tmp_path / "run", recipe=recipe, changes={}, cpu=True)
+    with pytest.raises(PathUpError, match="a baseline is trained by one process, but 2 were launched"):
+        train_baseline("stylegan2", request)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

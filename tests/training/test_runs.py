@@ -23,7 +23,7 @@ from pathup.slides.images import read_image
 from pathup.tiles.provenance import read_sources
 from pathup.training.checkpoints import newest_checkpoint
 from pathup.training.latents import encoder_sha256
-from pathup.training.runs import train_autoencoder, train_diffusion
+from pathup.training.runs import train_autoencoder, train_diffusion, train_encoder
 from tests.processes import PathUpProcess, run_pathup
 
 QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
@@ -445,6 +445,14 @@ def test_latents_of_a_pretrained_autoencoder_are_normalised_whatever_factor_it_b
     assert not (tmp_path / "half").exists(), "a corrected command is not another run"
 
 
+@pytest.mark.parametrize("train", [train_autoencoder, train_encoder])
+def test_what_one_process_trains_is_refused_to_several(tmp_path, tiny_tiles, monkeypatch, train):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it
+    with pytest.raises(PathUpError, match=r"an (autoencoder|encoder) is trained by one process, but 2 were launched"):
+        train(tiny_tiles, tmp_path / "run", "tiny", pretrained=None, changes={}, **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_tiles, tiny_autoencoder, recipe):
     # half of the prompts dropped: each process then has another number of terms of L_e. With beta 1 in place of 0.1 the
     # run is so sensitive that rounding alone grows from 3e-7 to 3e-3 of L_e in 50 steps
@@ -455,7 +463,9 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_t
         values["diffusion"]["gradient_accumulation"] = accumulation
         recipes[name] = tmp_path / f"{name}.yaml"
         recipes[name].write_text(yaml.safe_dump(values))
-    arguments = ["pathup", "train", "diffusion", "--cpu", "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
+    # where there is no GPU nobody says --cpu, and Accelerate alone takes what torchrun starts there for two runs
+    on_cpu = ["--cpu"] if torch.accelerator.is_available() else []
+    arguments = ["pathup", "train", "diffusion", *on_cpu, "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     one = [sys.executable, "-m", *arguments, "--recipe", recipes["one"], "--batch-size", 16]
     one += ["--output", tmp_path / "one"]

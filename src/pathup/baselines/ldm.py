@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from pathup import storage
 from pathup.baselines.model_folder import ModelFolder, writing_model
@@ -91,13 +90,9 @@ def train(request: TrainRequest) -> Path:
     Raises
     ------
     PathUpError
-        The recipe and the autoencoder do not fit each other, several processes were launched, the folder holds another
-        run, or training diverges or finds the disk full.
+        The recipe and the autoencoder do not fit each other, the folder holds another run, or training diverges or
+        finds the disk full.
     """
-    if PartialState(cpu=request.cpu).num_processes > 1:
-        raise PathUpError(
-            "baselines are trained by one process, but several were launched; leave accelerate launch or torchrun out"
-        )
     recipe = recipe_with(request.recipe, WITHOUT, source="ldm")
     levels = [level.name for level in recipe.tiles.levels]
     tiles = TileFolder.load(request.tiles, "train", recipe)

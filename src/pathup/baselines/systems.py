@@ -18,6 +18,7 @@ import torch
 from pathup.baselines.model_folder import ModelFolder, read_model
 from pathup.errors import PathUpError, unknown
 from pathup.memory import keep_freed_memory
+from pathup.processes import check_one_process, computes_on_cpu
 from pathup.recipes import Recipe, recipe_with
 from pathup.training.runs import ask_for_repeatable_kernels
 
@@ -144,8 +145,8 @@ def train_baseline(name: str, request: TrainRequest) -> Path:
     Raises
     ------
     PathUpError
-        No such baseline, an autoencoder is missing or not wanted, the recipe or the tiles do not fit, or the folder
-        holds another run.
+        No such baseline, an autoencoder is missing or not wanted, the recipe or the tiles do not fit, several
+        processes were launched, or the folder holds another run.
     """
     system = baseline(name)
     if request.pretrained is not None and name != "ldm":
@@ -157,8 +158,9 @@ def train_baseline(name: str, request: TrainRequest) -> Path:
         )
     if not system.takes_autoencoder and request.autoencoder is not None:
         raise PathUpError(f"{name} is trained on pixels and takes no autoencoder; leave --autoencoder out")
+    check_one_process("a baseline")
     ask_for_repeatable_kernels()
-    if request.cpu or not torch.cuda.is_available():
+    if computes_on_cpu(request.cpu):
         keep_freed_memory()
     changed = recipe_with(request.recipe, request.changes, source="command line")
     check_baseline(name, changed)

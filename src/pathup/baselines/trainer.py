@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from pathup.baselines.systems import TrainRequest
-from pathup.errors import PathUpError
+from pathup.processes import computes_on_cpu
 from pathup.recipes import BaselineTraining, save_recipe
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
@@ -65,14 +65,8 @@ class BaselineTrainer(ABC):
         self, request: TrainRequest, spec: BaselineTraining, tiles: TileFolder, folder: Path, *, title: str
     ) -> None:
         self.request, self.recipe, self.spec, self.tiles, self.folder = request, request.recipe, spec, tiles, folder
-        self.accelerator = Accelerator(
-            mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision), cpu=request.cpu
-        )
-        if self.accelerator.num_processes > 1:
-            raise PathUpError(
-                f"baselines are trained by one process, but {self.accelerator.num_processes} were launched; "
-                "leave accelerate launch or torchrun out"
-            )
+        precision = {"fp32": "no"}.get(spec.precision, spec.precision)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=computes_on_cpu(request.cpu))
         self.device = self.accelerator.device
         self._title = title
         self._modules: dict[str, nn.Module] = {}

@@ -25,6 +25,7 @@ from pathup import __version__, draws, storage
 from pathup.errors import PathUpError
 from pathup.model.components import build_autoencoder, load_autoencoder
 from pathup.model.export import forget_origin
+from pathup.processes import computes_on_cpu
 from pathup.recipes import Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.averages import Average
@@ -81,7 +82,7 @@ class AutoencoderTrainer:
             raise PathUpError(
                 "the autoencoder's adversarial losses overflow in fp16; train it with --precision bf16 or fp32"
             )
-        self.accelerator = Accelerator(mixed_precision=_mixed(self.spec.precision), cpu=cpu)
+        self.accelerator = Accelerator(mixed_precision=_mixed(self.spec.precision), cpu=computes_on_cpu(cpu))
         device = self.accelerator.device
         self.vae = (load_autoencoder(start) if start else build_autoencoder(self.spec)).to(device)
         self.average = Average(self.vae, self.spec.ema_decay)

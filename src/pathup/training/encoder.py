@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from pathup import __version__, draws, storage
 from pathup.errors import PathUpError
 from pathup.model.encoder import WEIGHTS_FILE, TissueEncoder, load_encoder, save_encoder
+from pathup.processes import computes_on_cpu
 from pathup.recipes import EncoderRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.averages import Average
@@ -177,7 +178,8 @@ class EncoderTrainer:
     ) -> None:
         self.recipe, self.spec, self.tiles, self.folder = recipe, recipe.encoder, tiles, folder
         self.examples = TileExamples(tiles, self.spec)
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.spec.precision == "bf16" else "no", cpu=cpu)
+        precision = "bf16" if self.spec.precision == "bf16" else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=computes_on_cpu(cpu))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draws.seed_of(self.spec.seed, "weights", "encoder"))
             encoder = TissueEncoder(self.spec.channels, recipe.tiles.tile_px)
@@ -185,9 +187,7 @@ class EncoderTrainer:
                 _take_weights(encoder, start)
             heads = [len(self.examples.groups), len(self.examples.regions), len(KINDS)]
             self._heads = nn.ModuleList([nn.Linear(encoder.width, size) for size in heads])
-            self.network = nn.ModuleDict(
-                {"encoder": encoder, "heads": self._heads}
-            ).to(self.accelerator.device)
+            self.network = nn.ModuleDict({"encoder": encoder, "heads": self._heads}).to(self.accelerator.device)
             self.network.to(memory_format=torch.channels_last)
         self.average = Average(self.network["encoder"], self.spec.ema_decay)
         self.optimizer = torch.optim.AdamW(

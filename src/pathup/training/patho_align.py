@@ -31,7 +31,7 @@ from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.model.pointwise import pointwise_products
-from pathup.processes import check_plain_parallel, launched_processes
+from pathup.processes import check_plain_parallel, computes_on_cpu, launched_processes
 from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.provenance import carry_sources
@@ -94,7 +94,8 @@ class PathoAlignTrainer:
     ) -> None:
         self.recipe, self.spec, self.parts, self.folder = recipe, recipe.diffusion, components, folder
         spec = self.spec
-        self.accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(spec.precision, spec.precision), cpu=cpu)
+        precision = {"fp32": "no"}.get(spec.precision, spec.precision)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=computes_on_cpu(cpu))
         check_plain_parallel(self.accelerator)
         device = self.accelerator.device
         if recorded:

@@ -21,7 +21,7 @@ from pathup.model.components import (
     with_scale,
 )
 from pathup.model.schedulers import make_scheduler, set_steps
-from pathup.processes import PATIENCE
+from pathup.processes import PATIENCE, check_one_process, computes_on_cpu
 from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.storage import claim_folder
 from pathup.tiles.dataset import TileFolder
@@ -37,6 +37,7 @@ FREE_TO_CHANGE = {
     "muon_learning_rate", "decay_steps",
 }  # fmt: skip
 """Fields that may differ when a run is resumed: how far and how fast it goes and how often it saves, not what it is."""
+
 
 def ask_for_repeatable_kernels() -> None:
     """Have a GPU take its deterministic kernels, so that a resumed run can be the unbroken one; a CPU's always are.
@@ -81,6 +82,7 @@ def train_autoencoder(
     """Run `pathup train autoencoder`; returns the autoencoder's folder."""
     from pathup.training.autoencoder import AutoencoderTrainer
 
+    check_one_process("an autoencoder")
     ask_for_repeatable_kernels()
     recipe = changed_recipe(load_recipe(recipe_name), "autoencoder", changes)
     data = TileFolder.load(tiles, "train", recipe)
@@ -111,6 +113,7 @@ def train_encoder(
     """Run `pathup train encoder`; returns the encoder's folder."""
     from pathup.training.encoder import EncoderTrainer
 
+    check_one_process("an encoder")
     ask_for_repeatable_kernels()
     recipe = changed_recipe(load_recipe(recipe_name), "encoder", changes)
     data = TileFolder.load(tiles, "train", recipe)
@@ -212,7 +215,7 @@ def diffusion_trainer(
     if recipe.diffusion.patho_align:
         texts = [text for _, _, text in all_prompts(recipe)]
         check_tokenizer(parts.tokenizer, parts.text_encoder, texts, pretrained or recipe.name)
-    processes = PartialState(cpu=cpu, **({"timeout": PATIENCE} if "WORLD_SIZE" in os.environ else {}))
+    processes = PartialState(cpu=computes_on_cpu(cpu), **({"timeout": PATIENCE} if "WORLD_SIZE" in os.environ else {}))
     if processes.device.type == "cpu":
         keep_freed_memory()
     if recipe.diffusion.precision == "fp16" and processes.device.type == "cpu":
