@@ -98,11 +98,11 @@ def launched_processes(device: str) -> tuple[Processes, str]:
     Started by ``accelerate launch`` or ``torchrun`` with more than one process, each takes a part of a canvas's
     windows.
     """
-    if _launched() < 2:
+    if _process_count() < 2:
         return ONE_PROCESS, device
     from accelerate import PartialState
 
-    state = PartialState(cpu=computes_on_cpu(device == "cpu"), timeout=PATIENCE)
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     return _Launched(state), "cpu" if state.device.type == "cpu" else str(state.device)  # not torchrun's 'cpu:0'
 
 
@@ -110,9 +110,10 @@ def computes_on_cpu(asked: bool) -> bool:
     """Whether a run computes on the CPU: it was asked to, or there is nothing else.
 
     Accelerate has to be told so: else it takes each process that torchrun starts on a machine without a GPU for a run
-    of its own.
+    of its own; and so where Apple's is the only one, which several processes cannot share.
     """
-    return asked or not torch.accelerator.is_available()
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return asked or found is None or (found.type == "mps" and _process_count() > 1)
 
 
 def check_one_process(what: str) -> None:
@@ -123,14 +124,14 @@ def check_one_process(what: str) -> None:
     PathUpError
         There are several.
     """
-    if _launched() > 1:
+    count = _process_count()
+    if count > 1:
         raise PathUpError(
-            f"{what} is trained by one process, but {_launched()} were launched; leave accelerate launch or torchrun "
-            "out"
+            f"{what} is trained by one process, but {count} were launched; leave accelerate launch or torchrun out"
         )
 
 
-def _launched() -> int:
+def _process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

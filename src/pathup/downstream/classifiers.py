@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -208,9 +207,10 @@ class ABMILClassifier(Classifier):
         PathUpError
             A field is smaller than a patch, or holds no tissue.
         """
-        shuffled = random.Random(os.getpid()).sample(fields, len(fields))  # noqa: S311 - processes share the work
-        for done, field in enumerate(shuffled, start=1):
-            self._encode(field, self._variants() if training else [None])
+        # processes that prepare the same fields at once share them: each begins elsewhere, and skips what others kept
+        order = draws.numpy_generator(os.getpid(), "order of fields").permutation(len(fields))
+        for done, place in enumerate(order, start=1):
+            self._encode(fields[place], self._variants() if training else [None])
             if progress is not None:
                 progress(done, len(fields))
 
