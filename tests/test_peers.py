@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pathup.peers import lost_peer
+from pathup.peers import lost_peer, part_in_order
 
 
 def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -> subprocess.Popen[str]:
@@ -27,11 +27,12 @@ def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -
     )
 
 
+@pytest.mark.parametrize("how", [[], ["--shard"]])
 def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
-    tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path
+    tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path, how: list[str]
 ) -> None:
     steps, checkpoints = 60, tmp_path / "killed/checkpoints"
-    running = _two(tiny_tiles, tiny_autoencoder, tmp_path / "killed", steps)
+    running = _two(tiny_tiles, tiny_autoencoder, tmp_path / "killed", steps, *how)
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*")) and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -44,7 +45,7 @@ def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
     assert "[rank0]: Traceback" not in said
     assert not (tmp_path / "killed/model").exists()
     for folder, more in (("killed", ["--resume"]), ("whole", [])):
-        process = _two(tiny_tiles, tiny_autoencoder, tmp_path / folder, steps, *more)
+        process = _two(tiny_tiles, tiny_autoencoder, tmp_path / folder, steps, *how, *more)
         assert process.communicate(timeout=240)[1] is not None and process.returncode == 0
     last = f"checkpoints/step-{steps:08d}"
     for path in (tmp_path / "whole" / last).glob("*.safetensors"):
@@ -64,3 +65,10 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lost_peer(torch.distributed.DistBackendError("NCCL error: remote process exited")) is not None
     assert lost_peer(RuntimeError("shapes do not match")) is None
     assert lost_peer(ValueError("gloo")) is None
+
+
+def test_processes_that_have_ended_well_close_their_connections(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    part_in_order()
+    assert not torch.distributed.is_initialized()
+    part_in_order()  # nor is there anything to do where none were open

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from pathup.errors import PathUpError
-from pathup.processes import ONE_PROCESS, check_plain_parallel
+from pathup.processes import ONE_PROCESS, check_launcher
 
 
 def test_one_process_is_all_of_them() -> None:
@@ -18,9 +18,9 @@ def test_one_process_is_all_of_them() -> None:
     assert torch.equal(ONE_PROCESS.gathered(torch.ones(2)), torch.ones(2))
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_sharded_weights_are_refused_and_plain_processes_are_not(kind: DistributedType) -> None:
-    with pytest.raises(PathUpError, match=f"asks for {kind.value}, but every process needs the whole model"):
-        check_plain_parallel(SimpleNamespace(distributed_type=kind))
-    check_plain_parallel(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
-    check_plain_parallel(Accelerator(cpu=True))
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+def test_others_that_share_weights_out_are_refused_and_plain_processes_are_not(kind: DistributedType) -> None:
+    with pytest.raises(PathUpError, match=f"asks for {kind.value}, which training does not do; .* give --shard"):
+        check_launcher(SimpleNamespace(distributed_type=kind))
+    check_launcher(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+    check_launcher(Accelerator(cpu=True))

@@ -1,10 +1,11 @@
-"""What becomes of a run of several processes when one of them dies: a sentence in place of the others' tracebacks."""
+"""How several processes part: in order at a run's end, and with a sentence, not a traceback, where one of them dies."""
 
 from __future__ import annotations
 
 import os
+import sys
 
-__all__ = ["lost_peer"]
+__all__ = ["lost_peer", "part_in_order"]
 
 _SIGNS = ("gloo", "nccl", "by peer", "remote process", "broken pipe")
 """What PyTorch's backends name, in small letters, when another process does not answer any more."""
@@ -27,3 +28,13 @@ def lost_peer(error: BaseException) -> str | None:
         f"cannot be reached ({text[:160]}); all end here, and the same command with --resume goes on from the newest "
         "checkpoint"
     )
+
+
+def part_in_order() -> None:
+    """Close the connections of a run that has ended well, which PyTorch asks for before an interpreter ends.
+
+    Does nothing where there is one process, or PyTorch was not needed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

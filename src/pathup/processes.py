@@ -14,8 +14,8 @@ __all__ = [
     "ONE_PROCESS",
     "PATIENCE",
     "Processes",
+    "check_launcher",
     "check_one_process",
-    "check_plain_parallel",
     "computes_on_cpu",
     "launched_processes",
 ]
@@ -135,18 +135,17 @@ def _process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_plain_parallel(accelerator: Any) -> None:
-    """Refuse a launcher's configuration in which a process holds a part of the weights only.
+def check_launcher(accelerator: Any) -> None:
+    """Refuse a launcher's configuration in which others than PyTorch and PathUp share the weights out.
 
     Raises
     ------
     PathUpError
-        The launcher asks for FSDP, DeepSpeed or the like.
+        The launcher asks for DeepSpeed or Megatron-LM.
     """
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    if kind in ("DEEPSPEED", "MEGATRON_LM"):
         raise PathUpError(
-            f"the launcher's configuration asks for {kind}, but every process needs the whole model to train; use a "
-            "configuration of plain data parallel processes (distributed_type MULTI_GPU), and for less memory "
-            "--gradient-checkpointing, --adam-8bit or --lora-rank"
+            f"the launcher's configuration asks for {kind}, which training does not do; for a share of the weights in "
+            "each process ask for FSDP of version 2 in its place, or for none and give --shard"
         )

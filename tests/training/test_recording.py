@@ -61,7 +61,7 @@ def test_a_run_of_recorded_passes_ends_bit_for_bit_like_one_of_passes(
         return replay
 
     monkeypatch.setattr(patho_align, "cuda_graph", as_a_graph)
-    monkeypatch.setattr(patho_align, "_check_recording", lambda *given: None)
+    monkeypatch.setattr(patho_align, "check_recording", lambda *given, **named: None)
     again = diffusion(tiny_tiles, tmp_path / "recorded", tiny_autoencoder, recorded=True, **changes)
     assert same_tensors(plain / "unet", again / "unet") == ["diffusion_pytorch_model.safetensors"]
     assert same_tensors(plain, again) == ["feature_memory.safetensors"]

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from pathup import __version__
 from pathup.errors import PathUpError, unknown
 from pathup.memory import ask_for_huge_pages
-from pathup.peers import lost_peer
+from pathup.peers import lost_peer, part_in_order
 
 VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
@@ -120,6 +120,10 @@ def main() -> None:
     ask_for_huge_pages()
     try:
         app(prog_name="pathup")
+    except SystemExit as ended:
+        if not ended.code:
+            part_in_order()
+        raise
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         sys.exit(1)

@@ -114,6 +114,12 @@ def diffusion(
             "--record", help="On a GPU, record a step's passes once and replay them: small U-Nets wait for Python else."
         ),
     ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Each of several processes holds a share of weights, gradients and moments (FSDP2)."
+        ),
+    ] = False,
     cpu: Cpu = False,
     workers: Workers = 0,
     wandb: Wandb = None,
@@ -149,6 +155,7 @@ def diffusion(
         gradient_checkpointing=gradient_checkpointing,
         compiled=compiled,
         recorded=record,
+        sharded=shard,
     )
     _written("model", folder)
 

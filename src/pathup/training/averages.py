@@ -7,6 +7,7 @@ from torch import nn
 
 from pathup.training.adapters import trained_state
 from pathup.training.schedules import ema_decay
+from pathup.training.sharding import placed_like
 
 __all__ = ["Average"]
 
@@ -38,4 +39,4 @@ class Average:
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Go on from tensors that were kept."""
-        self.tensors = {name: value.to(self.tensors[name].device, copy=True) for name, value in tensors.items()}
+        self.tensors = {name: placed_like(value, self.tensors[name]) for name, value in tensors.items()}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pathup import storage
 from pathup.errors import PathUpError
+from pathup.training.sharding import placed_like
 
 MANIFEST = "manifest.json"
 
@@ -170,7 +171,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(placed_like(value, parameter))
 
 
 def _damage(folder: Path) -> str | None:

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from pathup import __version__, storage
-from pathup.errors import PathUpError
 from pathup.model.aligned import UNetWithFeatures
 from pathup.model.attention import fast_attention
 from pathup.model.compiling import compile_blocks
@@ -31,8 +30,8 @@ from pathup.model.export import save_pipeline
 from pathup.model.feature_entropy import FeatureEntropyLoss
 from pathup.model.pipeline import PathUpPipeline, assemble
 from pathup.model.pointwise import pointwise_products
-from pathup.processes import check_plain_parallel, computes_on_cpu, launched_processes
-from pathup.recipes import DiffusionRecipe, Recipe, save_recipe
+from pathup.processes import check_launcher, computes_on_cpu, launched_processes
+from pathup.recipes import Recipe, save_recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.tiles.provenance import carry_sources
 from pathup.tiles.taxonomy import all_prompts
@@ -44,8 +43,9 @@ from pathup.training.journal import Journal
 from pathup.training.latents import LatentCache
 from pathup.training.objective import Objective
 from pathup.training.optimizers import build_optimizers
-from pathup.training.recording import Passed, Recorded, cuda_graph
+from pathup.training.recording import Passed, Recorded, check_recording, cuda_graph
 from pathup.training.schedules import learning_rate
+from pathup.training.sharding import Sharded, check_sharding, load_state, sharding_is_asked, whole
 from pathup.training.sheets import image_sheet
 
 
@@ -70,12 +70,14 @@ class PathoAlignTrainer:
         Have `torch.compile` fuse the U-Net's blocks: a minute before the first step, then faster steps on a GPU.
     recorded
         Record a micro-batch's passes as a CUDA graph and replay it.
+    sharded
+        Each process holds a share of weights, gradients and moments.
 
     Raises
     ------
     PathUpError
-        `recorded` is asked for without a GPU, or with several processes, fp16 or gradient checkpointing; or the
-        launcher asks for sharded weights.
+        `recorded` or `sharded` is asked for with what it cannot have (`check_recording`, `check_sharding`), or the
+        launcher asks for DeepSpeed.
     """
 
     def __init__(
@@ -91,15 +93,18 @@ class PathoAlignTrainer:
         gradient_checkpointing: bool = False,
         compiled: bool = False,
         recorded: bool = False,
+        sharded: bool = False,
     ) -> None:
         self.recipe, self.spec, self.parts, self.folder = recipe, recipe.diffusion, components, folder
         spec = self.spec
-        precision = {"fp32": "no"}.get(spec.precision, spec.precision)
+        precision, sharded = {"fp32": "no"}.get(spec.precision, spec.precision), sharding_is_asked(sharded)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=computes_on_cpu(cpu))
-        check_plain_parallel(self.accelerator)
+        check_launcher(self.accelerator)
         device = self.accelerator.device
         if recorded:
-            _check_recording(self.accelerator, spec, gradient_checkpointing)
+            check_recording(self.accelerator, spec, gradient_checkpointing=gradient_checkpointing)
+        if sharded:
+            check_sharding(self.accelerator, spec, compiled=compiled)
         self._wandb, self._recorded = wandb_project, recorded
         self.parts.vae.to(device).eval().requires_grad_(False)
         self.parts.text_encoder.to(device).eval().requires_grad_(False)
@@ -111,6 +116,9 @@ class PathoAlignTrainer:
         if compiled:
             compile_blocks(unet.to(memory_format=torch.channels_last))
         model = UNetWithFeatures(unet, self.parts.scale_encoder).to(device).train()
+        self._sharded: Sharded | None = None
+        if sharded:
+            self._sharded = Sharded(self.accelerator.prepare_model(model, evaluation_mode=True), device)
         self.average = Average(model, spec.ema_decay)
         self.cache = LatentCache(
             cache,
@@ -131,7 +139,8 @@ class PathoAlignTrainer:
         ).to(device)
         self.optimizers = build_optimizers(model, unet, spec)
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers.values()]
-        self.model, *prepared = self.accelerator.prepare(model, *self.optimizers.values())
+        self.model = model if sharded else self.accelerator.prepare_model(model)
+        prepared = [self.accelerator.prepare_optimizer(optimizer) for optimizer in self.optimizers.values()]
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
         self.pipeline = assemble(self.parts, recipe)
         self.step = 0
@@ -156,6 +165,7 @@ class PathoAlignTrainer:
             The model's folder (averaged weights), which `PathUpPipeline.from_pretrained` loads.
         """
         main, device, spec = self.accelerator.is_main_process, self.accelerator.device, self.spec
+        takes_part = main or self._sharded is not None  # what is kept is put together by all
         if main:
             save_recipe(self.recipe, self.folder / "recipe.yaml")
         self.cache.fill_shown(spec.encode_batch, device, launched_processes(device.type)[0])
@@ -190,12 +200,12 @@ class PathoAlignTrainer:
                         self.seconds_a_step = (now[1] - logged[1]) / (now[0] - logged[0])
                     logged = now
                 self.seconds += time.perf_counter() - started
-                if main and (self.step % spec.checkpoint_every == 0 or last):
+                if takes_part and (self.step % spec.checkpoint_every == 0 or last):
                     self._save()
-                if main and (self.step % spec.sample_every == 0 or last):
+                if takes_part and (self.step % spec.sample_every == 0 or last):
                     self._sample(journal)
                 started = time.perf_counter()
-        if main:
+        if takes_part:
             self.export(self.folder / "model")
         self.accelerator.wait_for_everyone()
         return self.folder / "model"
@@ -266,7 +276,7 @@ class PathoAlignTrainer:
             if self._objective.with_entropy:
                 told["L_e"] = self._over_processes([one.entropy for one in passed])
             if self._scaler is None or torch.isfinite(norm):  # fp16's loss scale overflows now and then by design
-                told["gradient_norm"] = float(norm)
+                told["gradient_norm"] = float(whole({"norm": norm})["norm"])
             return {**told, "learning_rate": self._peaks[0] * share_of_peak}
 
         return values
@@ -294,15 +304,20 @@ class PathoAlignTrainer:
     # -- keeping --------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        main = self.accelerator.is_main_process
+        kept = {
+            "model": trained_state(self.trained),
+            "average": self.average.tensors,
+            "feature_memory": self.entropy.state_dict(),
+            **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
+        }
+        kept = {name: whole(tensors, keep=main) for name, tensors in kept.items()}
+        if not main:
+            return
         save_checkpoint(
             self.folder / "checkpoints",
             self.step,
-            {
-                "model": trained_state(self.trained),
-                "average": self.average.tensors,
-                "feature_memory": self.entropy.state_dict(),
-                **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
-            },
+            kept,
             {
                 "step": self.step,
                 "seconds": self.seconds,
@@ -316,7 +331,7 @@ class PathoAlignTrainer:
         if checkpoint is None:
             return
         self.step, self.seconds = checkpoint.step, float(checkpoint.values().get("seconds", 0.0))
-        _load(self.trained, checkpoint.tensors("model"))
+        load_state(self.trained, checkpoint.tensors("model"))
         self.average.load(checkpoint.tensors("average"))
         self.entropy.load_state_dict(checkpoint.tensors("feature_memory"))
         for name, optimizer in self.optimizers.items():
@@ -324,37 +339,44 @@ class PathoAlignTrainer:
         if self._scaler:
             self._scaler.load_state_dict(checkpoint.values()["scaler"])
 
-    def averaged_pipeline(self) -> PathUpPipeline:
-        """A pipeline with the averaged weights, adapters merged into them."""
-        twin = self._averaged()
+    def averaged(self) -> UNetWithFeatures | None:
+        """The model with the averaged weights; with weights in shards, None in all processes but the main one."""
+        main, tensors = self.accelerator.is_main_process, self.average.tensors
+        if self._sharded is not None:
+            return self._sharded.twin(tensors, self.accelerator.device, keep=main)
+        twin = copy.deepcopy(self.trained)
+        load_state(twin, tensors)
+        return twin
+
+    def _pipeline(self, twin: UNetWithFeatures) -> PathUpPipeline:
+        """The pipeline of a copy of the model, into which its adapters are merged."""
         if has_adapters(twin.unet):
             merge_adapters(twin.unet)
         return assemble(replace(self.parts, unet=twin.eval().unet, scale_encoder=twin.scale_encoder), self.recipe)
 
-    def _averaged(self) -> UNetWithFeatures:
-        twin = copy.deepcopy(self.trained)
-        _load(twin, self.average.tensors)
-        return twin
-
     def export(self, target: Path) -> None:
         """Write the model as a diffusers folder, with its recipe, memory and training values beside it."""
-        spec = self.spec
+        twin, spec = self.averaged(), self.spec
+        if twin is None:
+            return
         seen = self.step * spec.batch_size * spec.gradient_accumulation * self.accelerator.num_processes
         made = {"steps": self.step, "tiles_seen": seen, "seconds": round(self.seconds, 1)}
         with storage.atomic_folder(target) as partial:
-            save_pipeline(self.averaged_pipeline(), partial)
+            if has_adapters(twin.unet):
+                save_adapters(twin.unet, partial)
+            save_pipeline(self._pipeline(twin), partial)
             memory = {name: value.cpu() for name, value in self.entropy.state_dict().items()}
             save_file(memory, partial / "feature_memory.safetensors")
             save_recipe(self.recipe, partial / "recipe.yaml")
-            if has_adapters(self.trained.unet):
-                save_adapters(self._averaged().unet, partial)
             told = {"pathup": __version__, **made, "tiles": self.cache.tiles.fingerprint()}
             storage.write_json(partial / "training.json", told)
             carry_sources(self.cache.tiles.folder, partial)
 
     def _sample(self, journal: Journal) -> None:
-        pipeline = self.averaged_pipeline()
-        images, titles = [], []
+        twin = self.averaged()
+        if twin is None:
+            return
+        pipeline, images, titles = self._pipeline(twin), [], []
         for level in pipeline.level_names:
             pixels = pipeline(pipeline.labels, level, seed=self.spec.seed, output_type="pt")
             images.append(torch.as_tensor(pixels) * 2 - 1)
@@ -365,25 +387,5 @@ class PathoAlignTrainer:
         journal.say(f"step {self.step}: samples in {path}")
 
 
-def _load(module: UNetWithFeatures, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what a run has trained; frozen weights stay as they are."""
-    module.load_state_dict({**module.state_dict(), **tensors})
-
-
 def _on(device: torch.device, batch: Batch) -> Batch:
     return Batch(*(column.to(device, non_blocking=True) for column in batch))
-
-
-def _check_recording(accelerator: Accelerator, spec: DiffusionRecipe, gradient_checkpointing: bool) -> None:
-    """Refuse what a recorded pass cannot have."""
-    for found, hindered in (
-        ("the CPU", accelerator.device.type != "cuda"),
-        (f"{accelerator.num_processes} processes", accelerator.num_processes > 1),
-        ("fp16", spec.precision == "fp16"),
-        ("gradient checkpointing", gradient_checkpointing),
-    ):
-        if hindered:
-            raise PathUpError(
-                f"--record needs one process on a GPU, in bf16 or fp32 and without gradient checkpointing; "
-                f"this run has {found}, so leave it out"
-            )

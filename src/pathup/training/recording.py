@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 
+from pathup.errors import PathUpError
+from pathup.recipes import DiffusionRecipe
 from pathup.training.batches import Batch
 
 WARM_UP = 3
@@ -88,3 +91,24 @@ def cuda_graph(run: Callable[[], Passed], clear: Callable[[], None]) -> Callable
         return passed
 
     return replay
+
+
+def check_recording(accelerator: Accelerator, spec: DiffusionRecipe, *, gradient_checkpointing: bool) -> None:
+    """Refuse what a recorded pass cannot have.
+
+    Raises
+    ------
+    PathUpError
+        The run is on the CPU, of several processes or fp16, or checkpoints gradients.
+    """
+    for found, hindered in (
+        ("the CPU", accelerator.device.type != "cuda"),
+        (f"{accelerator.num_processes} processes", accelerator.num_processes > 1),
+        ("fp16", spec.precision == "fp16"),
+        ("gradient checkpointing", gradient_checkpointing),
+    ):
+        if hindered:
+            raise PathUpError(
+                f"--record needs one process on a GPU, in bf16 or fp32 and without gradient checkpointing; "
+                f"this run has {found}, so leave it out"
+            )

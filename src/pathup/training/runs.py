@@ -176,6 +176,7 @@ def diffusion_trainer(
     gradient_checkpointing: bool,
     compiled: bool = False,
     recorded: bool = False,
+    sharded: bool = False,
 ) -> PathoAlignTrainer:
     """What `pathup train diffusion` runs, its folder claimed and nothing trained yet.
 
@@ -244,6 +245,7 @@ def diffusion_trainer(
         gradient_checkpointing=gradient_checkpointing,
         compiled=compiled,
         recorded=recorded,
+        sharded=sharded,
     )
     with processes.main_process_first():
         claim_folder(output, "train diffusion", identity, resume=resume or not processes.is_main_process)

@@ -1,0 +1,195 @@
+"""Weights in shards: two processes that hold a half each train what two that hold all do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from pathup.errors import PathUpError
+from pathup.model.pipeline import PathUpPipeline, build_pipeline
+from pathup.recipes import Recipe
+from pathup.slides.images import read_image
+from pathup.training.sharding import check_sharding, load_state, placed_like, sharding_is_asked, whole
+
+ON_CPU = ["--cpu"] if torch.accelerator.is_available() else []
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "pathup"]
+
+
+def train(
+    tiles: Path, output: Path, *more: object, recipe: object = "tiny", environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Two processes of `pathup train diffusion`."""
+    line = [*LAUNCHER, "train", "diffusion", *ON_CPU, "--tiles", tiles, "--recipe", recipe, "--output", output, *more]
+    set_ = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.run([str(part) for part in line], env=set_, capture_output=True, text=True, timeout=300)
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "losses.jsonl").open()]
+
+
+def kept(run: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.stem: load_file(path) for path in (run / f"checkpoints/step-{step:08d}").glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("muon", "rounding"), [(None, 1e-4), (0.003, 1e-2)])
+def test_halves_train_what_wholes_do_and_go_on_with_what_wholes_began(
+    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path, recipe: Recipe, muon: float | None, rounding: float
+) -> None:
+    # rounding: sums of gradients in another order, which 18 steps of Adam enlarge, and Muon's products are of bfloat16
+    values = recipe.model_dump(mode="json")
+    values["diffusion"] |= {"gradient_accumulation": 2, "decay_steps": 0, "checkpoint_every": 6, "sample_every": 18}
+    values["diffusion"]["muon_learning_rate"] = muon
+    # z from a second pass that ends at the middle block: layers before it are passed twice before one backward
+    values["diffusion"]["feature_entropy"]["source"] = "unprompted"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    given = ["--autoencoder", tiny_autoencoder, "--latents", tmp_path / "latents", "--resume", "--steps"]
+    runs = {"wholes": [()], "in turns": [("--shard",), (), ("--shard",)]}
+    for name, parts in runs.items():
+        for steps, more in zip([6, 12, 18] if len(parts) > 1 else [18], parts, strict=True):
+            ended = train(tiny_tiles, tmp_path / name, *given, steps, *more, recipe=path)
+            assert ended.returncode == 0, ended.stderr
+    expected, others = (losses(tmp_path / run) for run in runs)
+    assert len(expected) == 18
+    for one, other in zip(expected, others, strict=True):
+        assert one.keys() == other.keys() > {"L_e", "L_r", "gradient_norm", "prompt_gap"}
+        assert all(one[key] == pytest.approx(other[key], abs=rounding) for key in one), (one, other)
+    tensors, in_turns = (kept(tmp_path / run, 18) for run in runs)
+    assert tensors.keys() == {"model", "average", "optimizer", "feature_memory", *(["muon"] if muon else [])}
+    for group in tensors:
+        assert tensors[group].keys() == in_turns[group].keys()
+        for key, value in tensors[group].items():
+            assert torch.allclose(value, in_turns[group][key], atol=10 * rounding), (group, key)
+    # what is written is whole, and drawn from: the same pictures up to what differs above
+    drawn = [read_image(tmp_path / run / "sheets/00000018.png").astype(float) for run in runs]
+    assert abs(drawn[0] - drawn[1]).mean() < 1
+    PathUpPipeline.from_pretrained(tmp_path / "in turns/model")
+
+
+def test_adapters_of_a_frozen_model_in_shards_with_less_kept_for_the_backward_pass(
+    tmp_path: Path, tiny_tiles: Path, recipe: Recipe
+) -> None:
+    build_pipeline(recipe).save_pretrained(tmp_path / "base")  # stands for a Stable Diffusion that was trained before
+    told = ["--pretrained", tmp_path / "base", "--lora-rank", 2, "--gradient-checkpointing", "--steps", 4]
+    for run, more in (("wholes", []), ("halves", ["--shard"])):
+        ended = train(tiny_tiles, tmp_path / run, *told, "--latents", tmp_path / "latents", *more)
+        assert ended.returncode == 0, ended.stderr
+    wholes, halves = (
+        {path.relative_to(tmp_path / run): load_file(path) for path in (tmp_path / run).rglob("*.safetensors")}
+        for run in ("wholes", "halves")
+    )
+    assert wholes.keys() == halves.keys() >= {Path("model/pytorch_lora_weights.safetensors")}
+    for path, tensors in wholes.items():
+        assert tensors.keys() == halves[path].keys()
+        assert all(torch.allclose(value, halves[path][key], atol=1e-5) for key, value in tensors.items()), path
+
+
+def test_accelerates_configuration_asks_for_shards_in_bf16_too(
+    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path
+) -> None:
+    told = ["--autoencoder", tiny_autoencoder, "--precision", "bf16", "--latents", tmp_path / "latents", "--steps", 3]
+    asks = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` makes of its file
+    for name, environment in (("flag", None), ("configuration", asks)):
+        ended = train(
+            tiny_tiles, tmp_path / name, *told, *(["--shard"] if name == "flag" else []), environment=environment
+        )
+        assert ended.returncode == 0, ended.stderr
+    flag, configuration = kept(tmp_path / "flag", 3), kept(tmp_path / "configuration", 3)
+    for group, tensors in flag.items():
+        assert all(torch.equal(value, configuration[group][key]) for key, value in tensors.items()), group
+    for asked, sentence in (
+        ({"FSDP_VERSION": "1"}, "version 1 of FSDP, but weights are sharded by version 2; set fsdp_version: 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, r"\(fsdp_offload_params\), which training cannot do; set it to false"),
+    ):
+        refused = train(tiny_tiles, tmp_path / "refused", *told, environment={**asks, **asked})
+        assert refused.returncode != 0 and not (tmp_path / "refused").exists()
+        assert re.search(sentence, " ".join(refused.stderr.replace("[rank0]: ", "").split()))
+
+
+_HOLDS = """
+import sys, torch
+from torch.distributed.tensor import DTensor
+from pathup.training import patho_align
+from pathup.training.patho_align import PathoAlignTrainer as Trainer
+
+taken = Trainer._train_step
+def step(self, *given):
+    values = taken(self, *given)
+    held = [*self.model.state_dict().values(), *self.average.tensors.values()]
+    for optimizer in self.optimizers.values():
+        held += [one for state in optimizer.state.values() for one in state.values() if one.ndim]
+    share = sum(one.to_local().numel() for one in held if isinstance(one, DTensor)) / sum(one.numel() for one in held)
+    print(f"holds {share:.3f}", flush=True)
+    return values
+Trainer._train_step = step
+
+from pathup.cli.main import app
+sys.argv[0] = "pathup"
+app()
+"""
+
+
+def test_each_process_holds_its_share_of_weights_averages_and_moments(
+    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path
+) -> None:
+    script = tmp_path / "held.py"
+    script.write_text(_HOLDS)
+    told = [*ON_CPU, "--tiles", tiny_tiles, "--recipe", "tiny", "--autoencoder", tiny_autoencoder, "--steps", 1]
+    line = [*LAUNCHER[:-2], script, "train", "diffusion", *told, "--output", tmp_path / "run", "--shard"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [str(part) for part in line], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    shares = [float(share) for share in re.findall(r"holds ([\d.]+)", ended.stdout)]
+    assert len(shares) == 2
+    assert shares == pytest.approx([0.5, 0.5], abs=0.01)  # rows of odd counts cannot be halved
+
+
+def test_what_shards_cannot_have_is_a_sentence(recipe: Recipe) -> None:
+    several, one = SimpleNamespace(num_processes=2), SimpleNamespace(num_processes=1)
+    plain = recipe.diffusion
+    check_sharding(several, plain, compiled=False)  # type: ignore[arg-type]
+    refused: list[tuple[Any, dict[str, Any], bool, str]] = [
+        (one, {}, False, "this run has one process"),
+        (several, {"precision": "fp16"}, False, "this run has fp16"),
+        (several, {"adam_8bit": True}, False, "this run has --adam-8bit"),
+        (several, {}, True, "this run has --compile"),
+    ]
+    for processes, changes, compiled, sentence in refused:
+        with pytest.raises(PathUpError, match=sentence):
+            check_sharding(processes, plain.model_copy(update=changes), compiled=compiled)
+
+
+def test_without_a_configuration_the_flag_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert sharding_is_asked(True) and not sharding_is_asked(False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert sharding_is_asked(False)
+    assert "ACCELERATE_USE_FSDP" not in os.environ  # else Accelerate would shard too
+
+
+def test_whole_tensors_stay_what_they_are_and_a_state_is_put_back_whole() -> None:
+    module, values = nn.Linear(2, 3), {"bias": torch.arange(3.0)}
+    weight = module.weight.detach().clone()
+    load_state(module, values)
+    assert torch.equal(module.bias, values["bias"]) and torch.equal(module.weight, weight)
+    values["bias"].add_(1)
+    assert module.bias[0] == 0  # copied
+    assert placed_like(values["bias"], module.bias) is not values["bias"]
+    assert whole(values)["bias"] is values["bias"] and whole(values, keep=False) == {}
+    with pytest.raises(KeyError):
+        load_state(module, {"unknown": torch.zeros(1)})
