@@ -5,7 +5,8 @@
 All draw single tiles of one level by the same networks in the same number of steps. *PathUp*: what ``pathup generate
 --label all --level L --count N`` does with its model loaded, from the request's checks to the metadata, with PNGs or
 with shards. *Bare*: as many forwards of the U-Net and of the decoder, in the same batches, on latents that are there
-already, with nothing around them: no scheduler, no noise, no files. *diffusers*: `StableDiffusionPipeline` in a plain
+already, with nothing around them: no scheduler, no noise, no files; *plain*: these as diffusers calls them, with its
+own attention and, where there is guidance, every latent given twice. *diffusers*: `StableDiffusionPipeline` in a plain
 loop, one prompt and one saved PNG after the other, and in the same batches as PathUp. They take turns (A B C D A B C
 D), and the median of the turns' ratios counts.
 """
@@ -37,6 +38,7 @@ TITLES = {
     "pathup": "pathup generate, one PNG a tile",
     "shards": "pathup generate, WebDataset shards",
     "bare": "its U-Net's and decoder's forwards alone",
+    "plain": "the same forwards, as diffusers calls them",
     "diffusers_batches": "diffusers' pipeline, the same batches",
     "diffusers_loop": "diffusers' pipeline, one tile after the other",
 }
@@ -73,8 +75,8 @@ class Arms:
         self.turns += 1
         arms: dict[str, Callable[[], None]] = {
             "pathup": lambda: self.ours(None), "shards": lambda: self.ours(max(1, self.tiles // 4)),
-            "bare": self.bare, "diffusers_batches": lambda: self.diffusers(self.batch),
-            "diffusers_loop": lambda: self.diffusers(1),
+            "bare": self.bare, "plain": lambda: self.bare(plain=True),
+            "diffusers_batches": lambda: self.diffusers(self.batch), "diffusers_loop": lambda: self.diffusers(1),
         }  # fmt: skip
         self._finished()
         begun = time.perf_counter()
@@ -90,17 +92,28 @@ class Arms:
             raise PathUpError(f"{report.images} tiles were drawn, but {self.tiles} were wanted")
 
     @torch.inference_mode()
-    def bare(self) -> None:
-        """The forwards alone; one tile in a batch counts as one, as it does in the sampler."""
+    def bare(self, *, plain: bool = False) -> None:
+        """The forwards alone, by `PathUpPipeline.predict` or by the U-Net itself."""
         pipeline, side = self.pipeline, int(self.pipeline.config.tile_px) // self.pipeline.factor
         empty = pipeline.encode_prompts([""])
         for batch in self.batches:
             count = len(batch.indices)
             latents = torch.zeros(count, pipeline.latent_channels, side, side, device=pipeline.compute_device)
             prompts = pipeline.encode_prompts([pipeline.prompt(batch.label, self.asked.level)]).expand(count, -1, -1)
+            given = self.doubled(latents, prompts, empty.expand_as(prompts))
             for step in range(self.sampling.steps):
-                pipeline.predict(latents, step, prompts, empty.expand_as(prompts), self.sampling.guidance)
+                if plain:
+                    pipeline.unet(given[0], step, given[1], return_dict=False)
+                else:
+                    pipeline.predict(latents, step, prompts, empty.expand_as(prompts), self.sampling.guidance)
             pipeline.vae.decode(latents, return_dict=False)[0].cpu()
+
+    def doubled(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and prompts as the U-Net itself takes them: with guidance, twice, without prompts and with them."""
+        latents, prompts, empty = (one.to(next(self.pipeline.unet.parameters()).dtype) for one in given)
+        if self.sampling.guidance == 1:
+            return latents, prompts
+        return torch.cat([latents, latents]), torch.cat([empty, prompts])
 
     def diffusers(self, at_once: int) -> None:
         """The pipeline, as its documentation has it: prompts in, images out, saved one by one."""
@@ -155,7 +168,10 @@ def ratios(seconds: dict[str, list[float]], tiles: int) -> dict[str, Any]:
         found = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
         return [statistics.median(found), min(found), max(found)]
 
-    pairs = [("pathup", "bare"), ("shards", "bare"), ("diffusers_loop", "pathup"), ("diffusers_batches", "pathup")]
+    pairs = [
+        ("pathup", "bare"), ("shards", "bare"), ("plain", "bare"), ("diffusers_loop", "pathup"),
+        ("diffusers_batches", "pathup"),
+    ]  # fmt: skip
     return {
         "tiles_a_second": {name: tiles / statistics.median(spent) for name, spent in seconds.items()},
         "over": {f"{a} over {b}": over(a, b) for a, b in pairs if a in seconds and b in seconds},

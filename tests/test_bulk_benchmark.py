@@ -35,13 +35,14 @@ def test_all_arms_draw_as_many_tiles(tmp_path: Path, recipe: Recipe) -> None:
     found = bench.measure(asked, arms)
     labels, side = arms.pipeline.labels, int(arms.pipeline.config.tile_px)
     assert found["tiles"] == arms.tiles == 3 * len(labels)
-    for turn in (4, 5):  # diffusers' arms, after PathUp's two and the bare one
+    for turn in (5, 6):  # diffusers' arms, after PathUp's two and the bare ones
         drawn = sorted((tmp_path / str(turn)).glob("*.png"))
         assert [path.name for path in drawn] == [f"{label}_{i:04d}.png" for label in labels for i in range(3)]
         with Image.open(drawn[0]) as image:
             assert image.size == (side, side)
     assert set(found["over"]) == {
-        "pathup over bare", "shards over bare", "diffusers_loop over pathup", "diffusers_batches over pathup",
+        "pathup over bare", "shards over bare", "plain over bare", "diffusers_loop over pathup",
+        "diffusers_batches over pathup",
     }  # fmt: skip
     assert "one tile after the other" in bench.table(found)
 

@@ -156,22 +156,23 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     """Put back what `optimizer_tensors` gave; hyperparameters stay those of the recipe.
 
     Moments get their parameter's memory format, which a file does not keep: fused optimisers step through both as they
-    lie in memory.
+    lie in memory. Where parameters are in shards, so are they, one after the other.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, name, *within = key.split(".")
-        entry = state.setdefault(int(index), {})
-        plain = value if value.ndim or value.is_floating_point() else int(value)  # bitsandbytes counts in an integer
+        entry, parameter = state.setdefault(int(index), {}), parameters[int(index)]
+        plain: Any = value
+        if value.shape == parameter.shape:
+            plain = torch.empty_like(parameter, dtype=value.dtype).copy_(placed_like(value, parameter))
+        elif not value.ndim and not value.is_floating_point():
+            plain = int(value)  # bitsandbytes counts in an integer
         if within:
             entry.setdefault(name, {})[".".join(within)] = plain
         else:
             entry[name] = plain
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, entries in optimizer.state.items():
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(placed_like(value, parameter))
 
 
 def _damage(folder: Path) -> str | None:
