@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +25,32 @@ from pathup.slides.images import read_image
 from pathup.training.sharding import check_sharding, load_state, placed_like, sharding_is_asked, whole
 
 ON_CPU = ["--cpu"] if torch.accelerator.is_available() else []
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "pathup"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 
 
 def train(
-    tiles: Path, output: Path, *more: object, recipe: object = "tiny", environment: dict[str, str] | None = None
+    tiles: Path,
+    output: Path,
+    *more: object,
+    recipe: object = "tiny",
+    environment: dict[str, str] | None = None,
+    program: Sequence[object] = ("-m", "pathup"),
 ) -> subprocess.CompletedProcess[str]:
     """Two processes of `pathup train diffusion`."""
-    line = [*LAUNCHER, "train", "diffusion", *ON_CPU, "--tiles", tiles, "--recipe", recipe, "--output", output, *more]
+    line = [
+        *LAUNCHER,
+        *program,
+        "train",
+        "diffusion",
+        *ON_CPU,
+        "--tiles",
+        tiles,
+        "--recipe",
+        recipe,
+        "--output",
+        output,
+        *more,
+    ]
     set_ = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run([str(part) for part in line], env=set_, capture_output=True, text=True, timeout=300)
 
@@ -44,14 +63,32 @@ def kept(run: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
     return {path.stem: load_file(path) for path in (run / f"checkpoints/step-{step:08d}").glob("*.safetensors")}
 
 
-@pytest.mark.parametrize(("muon", "rounding"), [(None, 1e-4), (0.003, 1e-2)])
+def differing(tmp_path: Path, runs: list[str], steps: int, rounding: float) -> list[str]:
+    """Where the second run's losses or tensors differ from the first one's by more than `rounding`, or 10 of it."""
+    (first, second), (one, other) = (
+        [losses(tmp_path / run) for run in runs],
+        [kept(tmp_path / run, steps) for run in runs],
+    )
+    assert len(first) == len(second) == steps and one.keys() == other.keys()
+    found = []
+    for expected, got in zip(first, second, strict=True):
+        assert expected.keys() == got.keys() > {"L_e", "L_r", "gradient_norm", "prompt_gap"}
+        found += [f"{key} {expected} {got}" for key in got if got[key] != pytest.approx(expected[key], abs=rounding)]
+    for group, tensors in one.items():
+        assert tensors.keys() == other[group].keys()
+        found += [
+            f"{group} {key}"
+            for key in tensors
+            if not torch.allclose(tensors[key], other[group][key], atol=10 * rounding)
+        ]
+    return found
+
+
 def test_halves_train_what_wholes_do_and_go_on_with_what_wholes_began(
-    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path, recipe: Recipe, muon: float | None, rounding: float
+    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path, recipe: Recipe
 ) -> None:
-    # rounding: sums of gradients in another order, which 18 steps of Adam enlarge, and Muon's products are of bfloat16
     values = recipe.model_dump(mode="json")
     values["diffusion"] |= {"gradient_accumulation": 2, "decay_steps": 0, "checkpoint_every": 6, "sample_every": 18}
-    values["diffusion"]["muon_learning_rate"] = muon
     # z from a second pass that ends at the middle block: layers before it are passed twice before one backward
     values["diffusion"]["feature_entropy"]["source"] = "unprompted"
     path = tmp_path / "recipe.yaml"
@@ -62,21 +99,28 @@ def test_halves_train_what_wholes_do_and_go_on_with_what_wholes_began(
         for steps, more in zip([6, 12, 18] if len(parts) > 1 else [18], parts, strict=True):
             ended = train(tiny_tiles, tmp_path / name, *given, steps, *more, recipe=path)
             assert ended.returncode == 0, ended.stderr
-    expected, others = (losses(tmp_path / run) for run in runs)
-    assert len(expected) == 18
-    for one, other in zip(expected, others, strict=True):
-        assert one.keys() == other.keys() > {"L_e", "L_r", "gradient_norm", "prompt_gap"}
-        assert all(one[key] == pytest.approx(other[key], abs=rounding) for key in one), (one, other)
-    tensors, in_turns = (kept(tmp_path / run, 18) for run in runs)
-    assert tensors.keys() == {"model", "average", "optimizer", "feature_memory", *(["muon"] if muon else [])}
-    for group in tensors:
-        assert tensors[group].keys() == in_turns[group].keys()
-        for key, value in tensors[group].items():
-            assert torch.allclose(value, in_turns[group][key], atol=10 * rounding), (group, key)
+    # sums of gradients in another order, which 18 steps of Adam enlarge
+    assert not differing(tmp_path, [*runs], 18, 1e-4)
     # what is written is whole, and drawn from: the same pictures up to what differs above
     drawn = [read_image(tmp_path / run / "sheets/00000018.png").astype(float) for run in runs]
     assert abs(drawn[0] - drawn[1]).mean() < 1
     PathUpPipeline.from_pretrained(tmp_path / "in turns/model")
+
+
+def test_muon_orthogonalises_matrices_of_which_each_process_holds_some_rows(
+    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path, recipe: Recipe
+) -> None:
+    values = recipe.model_dump(mode="json")
+    values["diffusion"] |= {"muon_learning_rate": 0.003, "steps": 6, "checkpoint_every": 6, "sample_every": 6}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    for name, more in (("wholes", []), ("halves", ["--shard"])):
+        given = ["--autoencoder", tiny_autoencoder, "--latents", tmp_path / "latents", *more]
+        ended = train(tiny_tiles, tmp_path / name, *given, recipe=path)
+        assert ended.returncode == 0, ended.stderr
+    assert "muon" in kept(tmp_path / "halves", 6)
+    # its products are of bfloat16: 6 steps of 0.003 times 0.2 times the root of a side, of which the last bits differ
+    assert not differing(tmp_path, ["wholes", "halves"], 6, 1e-3)
 
 
 def test_adapters_of_a_frozen_model_in_shards_with_less_kept_for_the_backward_pass(
@@ -97,32 +141,10 @@ def test_adapters_of_a_frozen_model_in_shards_with_less_kept_for_the_backward_pa
         assert all(torch.allclose(value, halves[path][key], atol=1e-5) for key, value in tensors.items()), path
 
 
-def test_accelerates_configuration_asks_for_shards_in_bf16_too(
-    tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path
-) -> None:
-    told = ["--autoencoder", tiny_autoencoder, "--precision", "bf16", "--latents", tmp_path / "latents", "--steps", 3]
-    asks = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` makes of its file
-    for name, environment in (("flag", None), ("configuration", asks)):
-        ended = train(
-            tiny_tiles, tmp_path / name, *told, *(["--shard"] if name == "flag" else []), environment=environment
-        )
-        assert ended.returncode == 0, ended.stderr
-    flag, configuration = kept(tmp_path / "flag", 3), kept(tmp_path / "configuration", 3)
-    for group, tensors in flag.items():
-        assert all(torch.equal(value, configuration[group][key]) for key, value in tensors.items()), group
-    for asked, sentence in (
-        ({"FSDP_VERSION": "1"}, "version 1 of FSDP, but weights are sharded by version 2; set fsdp_version: 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, r"\(fsdp_offload_params\), which training cannot do; set it to false"),
-    ):
-        refused = train(tiny_tiles, tmp_path / "refused", *told, environment={**asks, **asked})
-        assert refused.returncode != 0 and not (tmp_path / "refused").exists()
-        assert re.search(sentence, " ".join(refused.stderr.replace("[rank0]: ", "").split()))
-
-
 _HOLDS = """
-import sys, torch
+import sys
 from torch.distributed.tensor import DTensor
-from pathup.training import patho_align
+from pathup.cli.main import main
 from pathup.training.patho_align import PathoAlignTrainer as Trainer
 
 taken = Trainer._train_step
@@ -135,27 +157,27 @@ def step(self, *given):
     print(f"holds {share:.3f}", flush=True)
     return values
 Trainer._train_step = step
-
-from pathup.cli.main import app
-sys.argv[0] = "pathup"
-app()
+main()
 """
 
 
-def test_each_process_holds_its_share_of_weights_averages_and_moments(
+def test_each_process_holds_its_share_and_accelerates_configuration_may_ask_for_it(
     tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path
 ) -> None:
-    script = tmp_path / "held.py"
+    told = ["--autoencoder", tiny_autoencoder, "--precision", "bf16", "--latents", tmp_path / "latents", "--steps", 1]
+    configuration = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` makes of its file
+    ended = train(tiny_tiles, tmp_path / "configuration", *told, environment=configuration)
+    assert ended.returncode == 0, ended.stderr
+    script = tmp_path / "holds.py"
     script.write_text(_HOLDS)
-    told = [*ON_CPU, "--tiles", tiny_tiles, "--recipe", "tiny", "--autoencoder", tiny_autoencoder, "--steps", 1]
-    line = [*LAUNCHER[:-2], script, "train", "diffusion", *told, "--output", tmp_path / "run", "--shard"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [str(part) for part in line], env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
+    ended = train(tiny_tiles, tmp_path / "flag", *told, "--shard", program=[script])
+    assert ended.returncode == 0, ended.stderr
     shares = [float(share) for share in re.findall(r"holds ([\d.]+)", ended.stdout)]
-    assert len(shares) == 2
-    assert shares == pytest.approx([0.5, 0.5], abs=0.01)  # rows of odd counts cannot be halved
+    # of weights, averages and moments; rows of odd counts cannot be halved
+    assert len(shares) == 2 and shares == pytest.approx([0.5, 0.5], abs=0.01)
+    flag, configured = kept(tmp_path / "flag", 1), kept(tmp_path / "configuration", 1)
+    for group, tensors in flag.items():
+        assert all(torch.equal(value, configured[group][key]) for key, value in tensors.items()), group
 
 
 def test_what_shards_cannot_have_is_a_sentence(recipe: Recipe) -> None:
@@ -173,11 +195,18 @@ def test_what_shards_cannot_have_is_a_sentence(recipe: Recipe) -> None:
             check_sharding(processes, plain.model_copy(update=changes), compiled=compiled)
 
 
-def test_without_a_configuration_the_flag_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flag_or_a_launchers_configuration_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     assert sharding_is_asked(True) and not sharding_is_asked(False)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
+    for asked, sentence in (
+        ({"FSDP_VERSION": "1"}, "version 1 of FSDP, but weights are sharded by version 2; set fsdp_version: 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, r"\(fsdp_offload_params\), which training cannot do; set it to false"),
+    ):
+        for name, value in ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} | asked).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(PathUpError, match=sentence):
+            sharding_is_asked(False)
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "false")
     assert sharding_is_asked(False)
     assert "ACCELERATE_USE_FSDP" not in os.environ  # else Accelerate would shard too
 

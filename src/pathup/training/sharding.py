@@ -95,7 +95,8 @@ class Sharded:
         unet = model.unet
         for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
             for layer in [*block.resnets, *(getattr(block, "attentions", None) or [])]:
-                fully_shard(layer, mesh=mesh)
+                if layer is not None:  # a middle block may go without attention
+                    fully_shard(layer, mesh=mesh)
         # the rest, too, is let go after every forward: a pass without a backward would keep weights that age
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
