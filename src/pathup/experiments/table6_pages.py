@@ -152,15 +152,18 @@ def _plot(rows: list[Row], target: Path) -> Path:
     axes = np.atleast_1d(figure.subplots(1, len(CLASSIFIERS), sharey=True))
     ticks = [*map(str, FEW), "all"]
     for axis, kind in zip(axes, CLASSIFIERS.values(), strict=True):
-        for name, title, colour in (("real", "real", "#8a8a8a"), ("synthetic", "+ synthetic", "#0072b2")):
+        for name, title, colour, aside in (
+            ("real", "real", "#8a8a8a", -0.06), ("synthetic", "+ synthetic", "#0072b2", 0.06)
+        ):  # fmt: skip
             arms = [*(f"{name}_of_{count}" for count in FEW), name]
             found = [
                 [100 * row["f_scores"]["mean"] for row in rows if (row["classifier"], row["arm"]) == (kind.name, arm)]
                 for arm in arms
             ]
             means, stds = zip(*(mean_std(np.array(values)) for values in found), strict=True)
-            axis.errorbar(range(len(arms)), means, stds, fmt="o-", color=colour, capsize=3, label=title)
-            for place, values in enumerate(found):
+            places = np.arange(len(arms)) + aside  # beside each other, so that none hides the other
+            axis.errorbar(places, means, stds, fmt="o-", color=colour, capsize=3, label=title)
+            for place, values in zip(places, found, strict=True):
                 axis.plot([place] * len(values), values, ".", color=colour, alpha=0.4)
         axis.set_xticks(range(len(ticks)), ticks)
         axis.set_xlabel("real regions a class")
