@@ -11,7 +11,7 @@ PYTHON ?=
 
 help:
 	@echo "make demo    draw tissue with the shipped model into demo/ and make a page of it"
-	@echo "make test    run the tests (some 8 minutes on 2 cores)"
+	@echo "make test    run the tests (some 12 minutes on 2 cores)"
 	@echo "make check   lint, security rules and types"
 	@echo "make bench   time sampling, cutting, training, bulk generation and evaluation, each beside what it is compared with"
 	@echo "make docs    write docs/commands.md and docs/recipes.md anew from the code"

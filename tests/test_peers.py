@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,11 +28,11 @@ def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -
     )
 
 
-@pytest.mark.parametrize("how", [[], ["--shard"]])
+@pytest.mark.parametrize(("how", "steps"), [([], 60), (["--shard"], 16)])  # a step of shards takes longer to kill in
 def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
-    tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path, how: list[str]
+    tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path, how: list[str], steps: int
 ) -> None:
-    steps, checkpoints = 60, tmp_path / "killed/checkpoints"
+    checkpoints = tmp_path / "killed/checkpoints"
     running = _two(tiny_tiles, tiny_autoencoder, tmp_path / "killed", steps, *how)
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*")) and running.poll() is None and time.monotonic() < deadline:
@@ -39,9 +40,12 @@ def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
     workers = {process.environ().get("RANK"): process for process in psutil.Process(running.pid).children()}
     workers["1"].send_signal(signal.SIGKILL)
     said = running.communicate(timeout=120)[1]
-    assert running.returncode != 0
+    assert running.returncode != 0, said
+    assert "pathup: " in said, said
     (sentence,) = [line for line in said.splitlines() if "pathup: " in line]
-    assert "process 0 of 2 lost another one" in sentence and "--resume goes on from the newest checkpoint" in sentence
+    # whichever comes first: it notices, or the launcher, which has, ends it
+    assert re.search("process 0 of 2 (lost another one|was told to end)", sentence)
+    assert "--resume goes on from the newest checkpoint" in sentence
     assert "[rank0]: Traceback" not in said
     assert not (tmp_path / "killed/model").exists()
     for folder, more in (("killed", ["--resume"]), ("whole", [])):
@@ -72,3 +76,22 @@ def test_processes_that_have_ended_well_close_their_connections(tmp_path: Path) 
     part_in_order()
     assert not torch.distributed.is_initialized()
     part_in_order()  # nor is there anything to do where none were open
+
+
+def test_a_process_deep_in_a_computation_says_what_ended_it() -> None:
+    script = (
+        "import hashlib, multiprocessing, time; from pathup.peers import say_what_ended_it; say_what_ended_it()\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); child.start(); time.sleep(0.5)\n"
+        "child.terminate(); child.join(); print(child.exitcode, flush=True)\n"  # its own end is not the parent's
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # no return to Python for minutes
+    )
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline().strip() == str(-signal.SIGTERM)
+    time.sleep(0.5)  # into the computation
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.count("pathup: ") == 1 and "process 1 of 2 was told to end" in said

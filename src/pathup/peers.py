@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 
-__all__ = ["lost_peer", "part_in_order"]
+__all__ = ["lost_peer", "part_in_order", "say_last", "say_what_ended_it"]
 
 _SIGNS = ("gloo", "nccl", "by peer", "remote process", "broken pipe")
 """What PyTorch's backends name, in small letters, when another process does not answer any more."""
+
+_said = threading.Lock()
+"""Taken by the first of a process's last words; there are no second ones."""
 
 
 def lost_peer(error: BaseException) -> str | None:
@@ -19,7 +24,7 @@ def lost_peer(error: BaseException) -> str | None:
     error
         What a collective operation raised: ``torch.distributed.DistError``, or the plain ``RuntimeError`` of Gloo.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = _count()
     text = " ".join(str(error).split())
     if count < 2 or not isinstance(error, RuntimeError) or not any(sign in text.lower() for sign in _SIGNS):
         return None
@@ -38,3 +43,44 @@ def part_in_order() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def say_last(sentence: str) -> None:
+    """Print a process's last words, unless it has had some."""
+    if _said.acquire(blocking=False):
+        print(f"pathup: {sentence}", file=sys.stderr, flush=True)
+
+
+def say_what_ended_it() -> None:
+    """From now on, have one of several processes say a sentence where SIGTERM ends it.
+
+    That is how a launcher ends the others when one has died, often before they notice. A thread says it, since the
+    process itself may be deep in a computation or waiting for the other; it ends at once, as it would without.
+    """
+    if _count() < 2 or threading.current_thread() is not threading.main_thread():
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # so that Python tells of it
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_as_before)
+    threading.Thread(target=_await_end, args=(reading,), daemon=True).start()
+
+
+def _as_before() -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _await_end(reading: int) -> None:
+    while os.read(reading, 1) != bytes([signal.SIGTERM]):
+        pass  # another signal, which has its own handler
+    say_last(
+        f"process {os.environ.get('RANK', '?')} of {_count()} was told to end, as launchers do when another one has "
+        "died and clusters when time is up; the same command with --resume goes on from the newest checkpoint"
+    )
+    os._exit(128 + signal.SIGTERM)
+
+
+def _count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

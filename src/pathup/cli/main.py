@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from pathup import __version__
 from pathup.errors import PathUpError, unknown
 from pathup.memory import ask_for_huge_pages
-from pathup.peers import lost_peer, part_in_order
+from pathup.peers import lost_peer, part_in_order, say_last, say_what_ended_it
 
 VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
@@ -118,6 +118,7 @@ def pathup(
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
     ask_for_huge_pages()
+    say_what_ended_it()
     try:
         app(prog_name="pathup")
     except SystemExit as ended:
@@ -135,5 +136,5 @@ def main() -> None:
         said = lost_peer(error)
         if said is None:
             raise
-        print(f"pathup: {said}", file=sys.stderr, flush=True)
+        say_last(said)
         sys.exit(1)
