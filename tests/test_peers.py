@@ -82,7 +82,7 @@ def test_a_process_deep_in_a_computation_says_what_ended_it() -> None:
     script = (
         "import hashlib, multiprocessing, time; from pathup.peers import say_what_ended_it; say_what_ended_it()\n"
         "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); child.start()\n"
-        "time.sleep(0.5); child.terminate(); child.join(); print(child.exitcode, flush=True)\n"  # its own end is not the parent's
+        "time.sleep(0.5); child.terminate(); child.join(); print(child.exitcode, flush=True)\n"  # not the parent's end
         "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # no return to Python for minutes
     )
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
