@@ -100,7 +100,7 @@ class Arms:
             count = len(batch.indices)
             latents = torch.zeros(count, pipeline.latent_channels, side, side, device=pipeline.compute_device)
             prompts = pipeline.encode_prompts([pipeline.prompt(batch.label, self.asked.level)]).expand(count, -1, -1)
-            given = self.doubled(latents, prompts, empty.expand_as(prompts))
+            given = self.as_diffusers(latents, prompts, empty.expand_as(prompts))
             for step in range(self.sampling.steps):
                 if plain:
                     pipeline.unet(given[0], step, given[1], return_dict=False)
@@ -108,7 +108,7 @@ class Arms:
                     pipeline.predict(latents, step, prompts, empty.expand_as(prompts), self.sampling.guidance)
             pipeline.vae.decode(latents, return_dict=False)[0].cpu()
 
-    def doubled(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def as_diffusers(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and prompts as the U-Net itself takes them: with guidance, twice, without prompts and with them."""
         latents, prompts, empty = (one.to(next(self.pipeline.unet.parameters()).dtype) for one in given)
         if self.sampling.guidance == 1:

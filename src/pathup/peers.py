@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-__all__ = ["lost_peer", "part_in_order", "say_last", "say_what_ended_it"]
+__all__ = ["lost_peer", "part_in_order", "process_count", "say_last", "say_what_ended_it"]
 
 _SIGNS = ("gloo", "nccl", "by peer", "remote process", "broken pipe")
 """What PyTorch's backends name, in small letters, when another process does not answer any more."""
@@ -24,7 +24,7 @@ def lost_peer(error: BaseException) -> str | None:
     error
         What a collective operation raised: ``torch.distributed.DistError``, or the plain ``RuntimeError`` of Gloo.
     """
-    count = _count()
+    count = process_count()
     text = " ".join(str(error).split())
     if count < 2 or not isinstance(error, RuntimeError) or not any(sign in text.lower() for sign in _SIGNS):
         return None
@@ -46,8 +46,8 @@ def part_in_order() -> None:
 
 
 def say_last(sentence: str) -> None:
-    """Print a process's last words, unless it has had some."""
-    if _said.acquire(blocking=False):
+    """Print what a run ends with; one of several processes has no second last words."""
+    if process_count() < 2 or _said.acquire(blocking=False):
         print(f"pathup: {sentence}", file=sys.stderr, flush=True)
 
 
@@ -57,7 +57,7 @@ def say_what_ended_it() -> None:
     That is how a launcher ends the others when one has died, often before they notice. A thread says it, since the
     process itself may be deep in a computation or waiting for the other; it ends at once, as it would without.
     """
-    if _count() < 2 or threading.current_thread() is not threading.main_thread():
+    if process_count() < 2 or threading.current_thread() is not threading.main_thread():
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -76,11 +76,12 @@ def _await_end(reading: int) -> None:
     while os.read(reading, 1) != bytes([signal.SIGTERM]):
         pass  # another signal, which has its own handler
     say_last(
-        f"process {os.environ.get('RANK', '?')} of {_count()} was told to end, as launchers do when another one has "
-        "died and clusters when time is up; the same command with --resume goes on from the newest checkpoint"
+        f"process {os.environ.get('RANK', '?')} of {process_count()} was told to end, as launchers do when another one "
+        "has died and clusters when time is up; the same command with --resume goes on from the newest checkpoint"
     )
     os._exit(128 + signal.SIGTERM)
 
 
-def _count() -> int:
+def process_count() -> int:
+    """How many processes a launcher started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))

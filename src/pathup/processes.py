@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from typing import Any
 
 import torch
 
 from pathup.errors import PathUpError
+from pathup.peers import process_count
 
 __all__ = [
     "ONE_PROCESS",
@@ -98,7 +98,7 @@ def launched_processes(device: str) -> tuple[Processes, str]:
     Started by ``accelerate launch`` or ``torchrun`` with more than one process, each takes a part of a canvas's
     windows.
     """
-    if _process_count() < 2:
+    if process_count() < 2:
         return ONE_PROCESS, device
     from accelerate import PartialState
 
@@ -113,7 +113,7 @@ def computes_on_cpu(asked: bool) -> bool:
     of its own; and so where Apple's is the only one, which several processes cannot share.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
-    return asked or found is None or (found.type == "mps" and _process_count() > 1)
+    return asked or found is None or (found.type == "mps" and process_count() > 1)
 
 
 def check_one_process(what: str) -> None:
@@ -124,15 +124,11 @@ def check_one_process(what: str) -> None:
     PathUpError
         There are several.
     """
-    count = _process_count()
+    count = process_count()
     if count > 1:
         raise PathUpError(
             f"{what} is trained by one process, but {count} were launched; leave accelerate launch or torchrun out"
         )
-
-
-def _process_count() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_launcher(accelerator: Any) -> None:

@@ -126,11 +126,11 @@ def main() -> None:
             part_in_order()
         raise
     except PathUpError as error:
-        print(f"pathup: {error}", file=sys.stderr)
+        say_last(str(error))
         sys.exit(1)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        print(f"pathup: {error.strerror or error}{place}", file=sys.stderr)
+        say_last(f"{error.strerror or error}{place}")
         sys.exit(1)
     except RuntimeError as error:
         said = lost_peer(error)

@@ -97,14 +97,15 @@ class PathoAlignTrainer:
     ) -> None:
         self.recipe, self.spec, self.parts, self.folder = recipe, recipe.diffusion, components, folder
         spec = self.spec
-        precision, sharded = {"fp32": "no"}.get(spec.precision, spec.precision), sharding_is_asked(sharded)
+        precision = {"fp32": "no"}.get(spec.precision, spec.precision)
+        sharded = sharding_is_asked(sharded)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=computes_on_cpu(cpu))
         check_launcher(self.accelerator)
         device = self.accelerator.device
         if recorded:
             check_recording(self.accelerator, spec, gradient_checkpointing=gradient_checkpointing)
         if sharded:
-            check_sharding(self.accelerator, spec, compiled=compiled)
+            check_sharding(self.accelerator.num_processes, spec, compiled=compiled)
         self._wandb, self._recorded = wandb_project, recorded
         self.parts.vae.to(device).eval().requires_grad_(False)
         self.parts.text_encoder.to(device).eval().requires_grad_(False)

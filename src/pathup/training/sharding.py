@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -54,7 +54,7 @@ def sharding_is_asked(flag: bool) -> bool:
     return True
 
 
-def check_sharding(accelerator: Accelerator, spec: DiffusionRecipe, *, compiled: bool) -> None:
+def check_sharding(processes: int, spec: DiffusionRecipe, *, compiled: bool) -> None:
     """Refuse what weights in shards cannot have.
 
     Raises
@@ -63,7 +63,7 @@ def check_sharding(accelerator: Accelerator, spec: DiffusionRecipe, *, compiled:
         There is one process, or the run is one of fp16, of 8-bit moments or of compiled blocks.
     """
     for found, hindered in (
-        ("one process", accelerator.num_processes == 1),
+        ("one process", processes == 1),
         ("fp16", spec.precision == "fp16"),
         ("--adam-8bit", spec.adam_8bit),
         ("--compile", compiled),
