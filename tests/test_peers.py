@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pathup.peers import lost_peer, part_in_order
+from pathup.peers import lost_peer
 
 
 def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -> subprocess.Popen[str]:
@@ -71,11 +71,35 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lost_peer(ValueError("gloo")) is None
 
 
-def test_processes_that_have_ended_well_close_their_connections(tmp_path: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    part_in_order()
-    assert not torch.distributed.is_initialized()
-    part_in_order()  # nor is there anything to do where none were open
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_of_several_processes_ends_before_python_takes_itself_apart(tmp_path: Path, processes: int) -> None:
+    script = f"""
+import atexit, torch
+from pathup.peers import leave
+
+class Held:  # as by a thread of Gloo, which must not need Python when it is ending
+    def __del__(self):
+        print("let go of")
+
+held = Held()
+atexit.register(print, "done at the end")
+atexit.register(lambda: print("connected:", torch.distributed.is_initialized()))
+torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+print("said, not yet written")
+leave(int("0"))
+"""
+    environment = {**os.environ, "WORLD_SIZE": str(processes), "RANK": "0"}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    said = ["said, not yet written", f"connected: {processes == 1}", "done at the end"]
+    assert ended.stdout.splitlines() == (said if processes > 1 else [*said, "let go of"])
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_exit_code_is_kept(processes: str) -> None:
+    script = "from pathup.peers import leave; leave(3)"
+    ended = subprocess.run([sys.executable, "-c", script], env={**os.environ, "WORLD_SIZE": processes})
+    assert ended.returncode == 3
 
 
 def test_a_process_deep_in_a_computation_says_what_ended_it() -> None:

@@ -1,19 +1,48 @@
-"""How several processes part: in order at a run's end, and with a sentence, not a traceback, where one of them dies."""
+"""How several processes part: at once at a run's end, and with a sentence, not a traceback, where one of them dies."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
+from typing import NoReturn
 
-__all__ = ["lost_peer", "part_in_order", "process_count", "say_last", "say_what_ended_it"]
+__all__ = ["leave", "lost_peer", "process_count", "say_last", "say_what_ended_it"]
 
 _SIGNS = ("gloo", "nccl", "by peer", "remote process", "broken pipe")
 """What PyTorch's backends name, in small letters, when another process does not answer any more."""
 
 _said = threading.Lock()
 """Taken by the first of a process's last words; there are no second ones."""
+
+
+def leave(code: int) -> NoReturn:
+    """End this process: one of several at once, without Python's taking itself apart.
+
+    A thread of Gloo can be the last to hold a tensor, some time after the operation on it is done. To let go of it the
+    thread needs Python, and where Python is just ending, PyTorch aborts the process (``terminate called without an
+    active exception``): a run that is complete would be told of as failed. So what was registered for the end is done
+    here, as Python does it, and the process ends with its threads as they are.
+
+    Parameters
+    ----------
+    code
+        The exit code; with 0, a run that has ended well, connections are closed first, as PyTorch asks for.
+    """
+    if process_count() < 2:
+        sys.exit(code)
+    distributed = sys.modules.get("torch.distributed")
+    if code == 0 and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # such as a full disk under a redirected output
+        code = code or 1
+    os._exit(code)
 
 
 def lost_peer(error: BaseException) -> str | None:
@@ -33,16 +62,6 @@ def lost_peer(error: BaseException) -> str | None:
         f"cannot be reached ({text[:160]}); all end here, and the same command with --resume goes on from the newest "
         "checkpoint"
     )
-
-
-def part_in_order() -> None:
-    """Close the connections of a run that has ended well, which PyTorch asks for before an interpreter ends.
-
-    Does nothing where there is one process, or PyTorch was not needed.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def say_last(sentence: str) -> None:

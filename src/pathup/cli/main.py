@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from pathup import __version__
 from pathup.errors import PathUpError, unknown
 from pathup.memory import ask_for_huge_pages
-from pathup.peers import lost_peer, part_in_order, say_last, say_what_ended_it
+from pathup.peers import leave, lost_peer, say_last, say_what_ended_it
 
 VERBS: dict[str, str] = {
     "tiles": "Cut labelled regions or annotated slides into tiles for training.",
@@ -119,22 +119,22 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and exit code 1."""
     ask_for_huge_pages()
     say_what_ended_it()
+    leave(_run())
+
+
+def _run() -> int:
     try:
         app(prog_name="pathup")
     except SystemExit as ended:
-        if not ended.code:
-            part_in_order()
-        raise
+        return int(ended.code or 0)
     except PathUpError as error:
         say_last(str(error))
-        sys.exit(1)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         say_last(f"{error.strerror or error}{place}")
-        sys.exit(1)
     except RuntimeError as error:
         said = lost_peer(error)
         if said is None:
             raise
         say_last(said)
-        sys.exit(1)
+    return 1
