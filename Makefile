@@ -26,13 +26,15 @@ check: $(READY)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 
+# what each tells lies in bench/ as JSON and as a table
 bench: $(READY)
-	@$(RUN) benchmarks/sampling.py --repeats 1
-	@$(RUN) benchmarks/evaluation.py
-	@$(RUN) benchmarks/cutting.py
-	@$(RUN) benchmarks/training.py
-	@$(RUN) benchmarks/bulk.py
-	@$(RUN) benchmarks/scaling.py
+	@mkdir -p bench
+	@$(RUN) benchmarks/cutting.py --output bench/cutting.json --table bench/cutting.md
+	@$(RUN) benchmarks/training.py --output bench/training.json --table bench/training.md
+	@$(RUN) benchmarks/bulk.py --output bench/bulk.json --table bench/bulk.md
+	@$(RUN) benchmarks/scaling.py --output bench/scaling.json --table bench/scaling.md
+	@$(RUN) benchmarks/sampling.py --repeats 1 --output bench/sampling.json --table bench/sampling.md
+	@$(RUN) benchmarks/evaluation.py --output bench/evaluation.json --table bench/evaluation.md
 
 docs: $(READY)
 	@$(RUN) docs/generate.py

@@ -1,27 +1,28 @@
 """Times ``pathup evaluate`` of N tiles against N beside bare feature extraction of the same tiles, in one run.
 
-    python benchmarks/evaluation.py [--count 10000] [--side 128] [--features atlas] [--real DIR --fake DIR]
+    python benchmarks/evaluation.py --count 10000 --side 128 --output evaluation.json --table evaluation.md
 
-Without folders, tiles are made: blurred noise in two stains, as PNG. Nothing is kept between runs, so both sides read
-every file and run every tile through the network. Prints JSON: seconds of each, their ratio, the seconds beyond 1.15
-times the extraction, and the peak of resident memory.
+Without folders (``--real DIR --fake DIR``), tiles are made: blurred noise in two stains, as PNG. Nothing is kept
+between runs, so both sides read every file and run every tile through the network. Tells seconds of each, their ratio,
+the seconds beyond 1.15 times the extraction, and the peak of resident memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
-import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
 import torch
 
+from benchmarks.figures import add_targets, measured
 from benchmarks.made import make_tiles
+from pathup import __version__
 from pathup.evaluation.encoders import load_features
 from pathup.evaluation.features import extract
 from pathup.evaluation.runs import EvaluateRequest, evaluate
@@ -29,38 +30,30 @@ from pathup.evaluation.tile_sets import load_tile_set
 from pathup.memory import keep_freed_memory
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--features", default="atlas")
-    parser.add_argument("--real", type=Path)
-    parser.add_argument("--fake", type=Path)
-    parser.add_argument("--mpp", type=float, default=0.5)
-    asked = parser.parse_args()
+def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Features of both folders alone, then the whole of ``pathup evaluate``."""
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = asked.real or Path(scratch) / "real", asked.fake or Path(scratch) / "fake"
-        for number, folder in enumerate(folders):
-            if not folder.exists():
-                make_tiles(folder, asked.count, asked.side, number)
-        encoder = load_features(asked.features)
-        sets = [load_tile_set(folder, "timed") for folder in folders]
-        files = [tiles.files[: asked.count] for tiles in sets]
-        extract(encoder, files[0][:128])  # warm
-        started = time.perf_counter()
-        for own in files:
-            extract(encoder, own)
-        bare = time.perf_counter() - started
-        started = time.perf_counter()
-        evaluate(
-            EvaluateRequest(
-                real=folders[0], fake=folders[1], train=folders[0], output=Path(scratch) / "report", keep=False,
-                features=(asked.features,), count=asked.count, mpp=asked.mpp,
-            )
-        )  # fmt: skip
-        whole = time.perf_counter() - started
-    told = {
+    folders = asked.real or work / "real", asked.fake or work / "fake"
+    for number, folder in enumerate(folders):
+        if not folder.exists():
+            make_tiles(folder, asked.count, asked.side, number)
+    encoder = load_features(asked.features)
+    files = [load_tile_set(folder, "timed").files[: asked.count] for folder in folders]
+    extract(encoder, files[0][:128])  # warm
+    started = time.perf_counter()
+    for own in files:
+        extract(encoder, own)
+    bare = time.perf_counter() - started
+    started = time.perf_counter()
+    evaluate(
+        EvaluateRequest(
+            real=folders[0], fake=folders[1], train=folders[0], output=work / "report", keep=False,
+            features=(asked.features,), count=asked.count, mpp=asked.mpp,
+        )
+    )  # fmt: skip
+    whole = time.perf_counter() - started
+    return {
+        "pathup": __version__,
         "features": encoder.name,
         "tiles": [len(own) for own in files],
         "threads": torch.get_num_threads(),
@@ -70,9 +63,32 @@ def main() -> int:
         "beyond_1.15_s": round(whole - 1.15 * bare, 1),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    json.dump(told, sys.stdout, indent=2)
-    print()
-    return 0
+
+
+def table(found: dict[str, Any]) -> str:
+    """A page of Markdown."""
+    real, fake = found["tiles"]
+    return (
+        f"`pathup evaluate` of {fake:,} tiles against {real:,}, features `{found['features']}`, "
+        f"{found['threads']} threads.\n\n"
+        "| | seconds |\n|---|---:|\n"
+        f"| features of both alone | {found['extraction_s']:.1f} |\n"
+        f"| `pathup evaluate` | {found['evaluate_s']:.1f} |\n\n"
+        f"{found['ratio']:.3f} times as long; most memory {found['peak_rss_mib']:,} MiB.\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000, help="tiles in each folder [10000]")
+    parser.add_argument("--side", type=int, default=128, help="of tiles that are made, in pixels [128]")
+    parser.add_argument("--features", default="atlas", help="as of pathup evaluate [atlas]")
+    parser.add_argument("--real", type=Path, help="a folder of real tiles [made]")
+    parser.add_argument("--fake", type=Path, help="a folder of synthetic tiles [made]")
+    parser.add_argument("--mpp", type=float, default=0.5, help="micrometres a pixel [0.5]")
+    add_targets(parser)
+    asked = parser.parse_args()
+    return measured(asked, lambda work: measure(asked, work), table)
 
 
 if __name__ == "__main__":
