@@ -28,7 +28,7 @@ def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -
     )
 
 
-@pytest.mark.parametrize(("how", "steps"), [([], 60), (["--shard"], 16)])  # enough to be killed within
+@pytest.mark.parametrize(("how", "steps"), [([], 30), (["--shard"], 10)])  # enough to be killed within
 def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
     tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path, how: list[str], steps: int
 ) -> None:

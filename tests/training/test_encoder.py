@@ -12,8 +12,7 @@ from pathup.recipes import Recipe
 from pathup.tiles.dataset import TileFolder
 from pathup.training.encoder import KINDS, RANKING_MARGIN, TileExamples, ranking_loss
 from pathup.training.runs import train_encoder
-
-QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
+from tests.training.trained import QUIET
 
 
 def test_the_ranking_loss_is_0_when_the_worse_lies_further_by_the_margin() -> None:

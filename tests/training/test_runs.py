@@ -23,25 +23,9 @@ from pathup.slides.images import read_image
 from pathup.tiles.provenance import read_sources
 from pathup.training.checkpoints import newest_checkpoint
 from pathup.training.latents import encoder_sha256
-from pathup.training.runs import train_autoencoder, train_diffusion, train_encoder
+from pathup.training.runs import train_autoencoder, train_encoder
 from tests.processes import PathUpProcess, run_pathup
-
-QUIET = {"resume": False, "cpu": True, "workers": 0, "wandb_project": None}
-
-
-def diffusion(tiles: Path, output: Path, autoencoder: Path | None = None, **changes: object) -> Path:
-    settings = {
-        "pretrained": None,
-        "autoencoder": None if autoencoder is None else str(autoencoder),
-        "level": None,
-        "latents": None,
-        "gradient_checkpointing": False,
-        "recorded": False,
-        **QUIET,
-    }
-    settings |= {key: changes.pop(key) for key in list(changes) if key in settings}
-    recipe = str(changes.pop("recipe", "tiny"))
-    return train_diffusion(tiles, output, recipe, changes=changes, **settings)
+from tests.training.trained import QUIET, diffusion
 
 
 def command(verb: str, *arguments: object) -> list[str]:
