@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -95,7 +94,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             pixels += image.width * image.height
     ratios = [a / b for a, b in zip(ours, least, strict=True)]
     return {
-        "version": __version__, "workers": asked.workers, "cores": os.cpu_count(), "regions": len(cuts),
+        "version": __version__, "workers": asked.workers, "regions": len(cuts),
         "tiles": sum(map(len, cuts.values())), "megapixels": pixels / 1e6, "seconds": ours, "bare_seconds": least,
         "megapixels_a_second": pixels / 1e6 / statistics.median(ours),
         "bare_megapixels_a_second": pixels / 1e6 / statistics.median(least),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,12 +27,20 @@ def measured(
     """Measure, with a folder that is removed afterwards, and tell what was found; returns the exit code."""
     try:
         with tempfile.TemporaryDirectory() as work:
-            found = measure(Path(work))
+            found = {**measure(Path(work)), **machine()}
     except PathUpError as error:
         print(f"pathup: {error}", file=sys.stderr)
         return 1
     _tell(asked, found, table(found))
     return 0
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on: the processor's name, or at least its kind, and cores."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.machine(), "cores": os.cpu_count()}
 
 
 def _tell(asked: argparse.Namespace, found: dict[str, Any], table: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks i
 
 import numpy as np
 
+from benchmarks.figures import machine
 from benchmarks.sampling_report import TITLES, add_ratios, summary, table, verdicts
 from pathup import PathUpError, __version__, storage
 from pathup.memory import ask_for_huge_pages
@@ -94,8 +94,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "methods": rows,
         "equation_6_from_literal": apart,
         "verdicts": verdicts(rows, apart),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **machine(),
         "versions": {
             "pathup": __version__, "torch": version("torch"), "diffusers": version("diffusers"),
             "python": platform.python_version(),
@@ -106,14 +105,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 def _with_bare(method: str) -> list[str]:
     """A whole slide's turn is followed by that of its bare cost."""
     return [method, method.replace("whole_", "bare_")] if method.startswith("whole_") else [method]
-
-
-def _processor() -> str:
-    """The processor's name, or at least its kind."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:

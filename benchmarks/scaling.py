@@ -82,7 +82,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
             print(f"turn {turn + 1} of {asked.turns}, {name}, tiles a second by processes: {told}", file=sys.stderr)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
-        "version": __version__, "cores": os.cpu_count(), "threads_a_process": asked.threads,
+        "version": __version__, "threads_a_process": asked.threads,
         "processes": asked.processes, "batch_size": asked.batch_size, "window_batch": asked.window_batch,
         "tiles_a_second": rates, "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
         "times_one_process": {name: ratio(found, asked.processes) for name, found in rates.items()},

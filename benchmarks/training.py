@@ -5,14 +5,11 @@
 TILES is what ``pathup tiles`` wrote for the model's recipe; without it tiles of noise are made. All train the model's
 U-Net from its weights, on the same tiles, in batches of the same size: PathUp with and without the feature entropy
 loss, by the example's optimiser (AdamW) and by the recipe's own where it is another (Muon), and the loop, in fp32 (the
-example's default) and in bf16 (its ``--mixed_precision bf16``). The loop, in our own words: each tile is read,
-resized, turned and normalised by torchvision in a DataLoader without workers; each step encodes the batch by the
-frozen autoencoder and its prompts by the frozen text encoder, draws noise and timesteps, descends the mean squared
-error by AdamW with clipped gradients, and moves an average of the weights (the example's ``--use_ema``). It is without
-Accelerate, which costs the example a little. Each has a process of its own, as in use: PathUp's have its settings of
-the allocator, as ``pathup train`` has, the loop has PyTorch's. All are set up first; then they take turns of some steps
-each (A B C D A B C D), and the median of the turns counts. Tells steps a second, their ratios, and the share of a step
-in which PathUp waits for its data.
+example's default) and in bf16 (its ``--mixed_precision bf16``); it is `benchmarks.example_loop`. Each has a process of
+its own, as in use: PathUp's have its settings of the allocator, as ``pathup train`` has, the loop has PyTorch's. All
+are set up first; then they take turns of some steps each (A B C D A B C D), and the median of the turns counts. Tells
+steps a second, their ratios, the share of a step in which PathUp waits for its data, and the most memory of each
+process.
 """
 
 from __future__ import annotations
@@ -32,18 +29,16 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks import each other
 
 import torch
-from torch.nn.functional import mse_loss
 
+from benchmarks.example_loop import LoopTurns
 from benchmarks.figures import add_targets, measured
 from benchmarks.made import made_tiles
 from pathup import PathUpError, __version__
 from pathup.memory import HUGE_PAGES, ask_for_huge_pages, keep_freed_memory
 from pathup.model.attention import fast_attention
-from pathup.model.components import load_pretrained
 from pathup.model.pointwise import pointwise_products
 from pathup.recipes import load_recipe, save_recipe
-from pathup.sampling.device import choose_device
-from pathup.tiles.dataset import TileFolder
+from pathup.sampling.device import choose_device, peak_memory_bytes
 from pathup.training.batches import Batch
 from pathup.training.runs import diffusion_trainer
 
@@ -99,98 +94,6 @@ class PathUpTurns:
         return spent / steps
 
 
-class LoopTurns:
-    """What the example does, some steps at a time."""
-
-    def __init__(self, asked: argparse.Namespace, precision: str) -> None:
-        from diffusers.training_utils import EMAModel
-        from torch.utils.data import DataLoader
-
-        recipe, parts = load_recipe(asked.recipe), load_pretrained(str(asked.model))
-        device = self.device = choose_device(asked.device)
-        self.vae = parts.vae.to(device).eval().requires_grad_(False)
-        self.text_encoder = parts.text_encoder.to(device).eval().requires_grad_(False)
-        self.scheduler = parts.scheduler
-        weights = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.vae.to(weights)
-        self.text_encoder.to(weights)
-        self.dtype = weights
-        unet = self.unet = parts.unet.to(device).float().train()
-        self.average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
-        self.average.to(device)
-        self.optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=1e-2)
-        data = _Captioned(TileFolder.load(asked.tiles, "train", recipe), parts.tokenizer, recipe.tiles.tile_px)
-        self.loader = DataLoader(data, batch_size=asked.batch_size, shuffle=True, num_workers=0, drop_last=True)
-        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        self._batches: Iterator[Any] = iter(())
-        self.turn(asked.warm_up)
-
-    def turn(self, steps: int) -> float:
-        """Seconds a step over so many steps."""
-        begun = time.perf_counter()
-        for _ in range(steps):
-            self._step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - begun) / steps
-
-    def _step(self) -> None:
-        batch = next(self._batches, None)
-        if batch is None:
-            self._batches = iter(self.loader)
-            batch = next(self._batches)
-        with torch.no_grad():
-            latents = self.vae.encode(batch["pixels"].to(self.device, self.dtype)).latent_dist.sample()
-            latents = latents.float() * self.vae.config.scaling_factor
-            prompts = self.text_encoder(batch["ids"].to(self.device), return_dict=False)[0]
-        noise = torch.randn_like(latents)
-        count = int(self.scheduler.config.num_train_timesteps)
-        timesteps = torch.randint(0, count, (len(latents),), device=latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        wanted = noise
-        if self.scheduler.config.prediction_type == "v_prediction":
-            wanted = self.scheduler.get_velocity(latents, noise, timesteps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            predicted = self.unet(noisy, timesteps, prompts.float(), return_dict=False)[0]
-        loss = mse_loss(predicted.float(), wanted.float(), reduction="mean")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimizer.step()
-        self.rate.step()
-        self.optimizer.zero_grad()
-        self.average.step(self.unet.parameters())
-        loss.item()  # the bar of progress shows it at every step
-
-
-class _Captioned(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Tiles and the token ids of their prompts, read anew each time."""
-
-    def __init__(self, tiles: TileFolder, tokenizer: Any, side_px: int) -> None:
-        from torchvision import transforms
-
-        self._tiles, self._tokenizer = tiles, tokenizer
-        self._transform = transforms.Compose([
-            transforms.Resize(side_px, interpolation=transforms.InterpolationMode.BILINEAR),
-            transforms.CenterCrop(side_px),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize([0.5], [0.5]),
-        ])  # fmt: skip
-        texts = [tiles.text(index) for index in range(len(tiles))]
-        self._ids = tokenizer(
-            texts, max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-
-    def __len__(self) -> int:
-        return len(self._tiles)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        from PIL import Image
-
-        with Image.open(self._tiles.path(index)) as image:
-            return {"pixels": self._transform(image.convert("RGB")), "ids": self._ids[index]}
-
-
 class PathUpArm(NamedTuple):
     """How PathUp trains: its name, and by what."""
 
@@ -240,7 +143,7 @@ class Turns:
         self.told()
 
     def turn(self, steps: int) -> dict[str, float]:
-        """Take so many steps: ``seconds`` a step and, of PathUp, ``waited``, the share of them spent so."""
+        """Take so many steps: ``seconds`` a step, ``memory`` in bytes and, of PathUp, the share ``waited``."""
         self._pipe.send(steps)
         return self.told()
 
@@ -300,8 +203,8 @@ def _serve(
         own = make(arm, asked, work)
         pipe.send({})
         while True:
-            seconds = own.turn(pipe.recv())
-            pipe.send({"seconds": seconds, "waited": getattr(own, "waited", 0.0)})
+            seconds, memory = own.turn(pipe.recv()), peak_memory_bytes(choose_device(asked.device))
+            pipe.send({"seconds": seconds, "waited": getattr(own, "waited", 0.0), "memory": memory})
     except PathUpError as error:
         pipe.send(error)
     except EOFError:
@@ -316,11 +219,12 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
             arms.append(Turns(arm, asked, work))
             started.callback(arms[-1].close)
         seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
-        waited = []
+        waited, memory = [], {}
         for turn in range(asked.turns):
             for arm in arms:
                 took = arm.turn(asked.steps)
                 seconds[arm.name].append(took["seconds"])
+                memory[arm.name] = took["memory"]
                 if arm.is_pathup:
                     waited.append(took["waited"])
             told = ", ".join(f"{name} {spent[-1]:.3f}" for name, spent in seconds.items())
@@ -328,7 +232,7 @@ def measure(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "version": __version__, "torch": torch.__version__, "threads": asked.threads or torch.get_num_threads(),
         "batch_size": asked.batch_size, "precision": asked.precision, "seconds_a_step": seconds,
-        "waited_share": waited, **ratios(seconds, waited),
+        "waited_share": waited, "peak_memory_bytes": memory, **ratios(seconds, waited),
     }  # fmt: skip
 
 
@@ -355,8 +259,12 @@ def table(found: dict[str, Any]) -> str:
         "pathup_muon": "PathUp, with the recipe's Muon",
         "example_fp32": "the example's loop, fp32", "example_bf16": "the example's loop, bf16",
     }  # fmt: skip
-    rates = found["steps_a_second"]
-    rows = [f"| {title} | {rates[name]:.2f} |" for name, title in names.items() if name in rates]
+    rates, memory = found["steps_a_second"], found["peak_memory_bytes"]
+    rows = [
+        f"| {title} | {rates[name]:.2f} | {memory[name] / 2**20:,.0f} |"
+        for name, title in names.items()
+        if name in rates
+    ]
     said = [
         ("PathUp's steps a second over the loop's in fp32", "times_the_example_fp32", "at least 2"),
         ("over the loop's in bf16", "times_the_example_bf16", ""),
@@ -367,7 +275,7 @@ def table(found: dict[str, Any]) -> str:
         f"| {title} | {found[key][0]:.3f} | {found[key][1]:.3f} to {found[key][2]:.3f} | {wanted} |"
         for title, key, wanted in said
     ]
-    head = [f"| training, batch {found['batch_size']} | steps a second |", "|---|---|"]
+    head = [f"| training, batch {found['batch_size']} | steps a second | most memory, MiB |", "|---|---|---|"]
     second = ["", "| ratio | median of the turns | least to most | wanted |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, *second, *more]) + "\n"
 

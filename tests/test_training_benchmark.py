@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import benchmarks.training as bench
+from benchmarks.example_loop import LoopTurns
 from pathup import PathUpError
 from pathup.memory import HUGE_PAGES
 from pathup.model.pipeline import build_pipeline
@@ -23,15 +24,15 @@ def _asked(tiles: Path, model: Path) -> argparse.Namespace:
     )  # fmt: skip
 
 
-def test_pathup_and_the_loop_take_turns_and_all_of_them_train(
-    tmp_path: Path, tiny_tiles: Path, recipe: Recipe
-) -> None:
+def test_pathup_and_the_loop_take_turns_and_all_of_them_train(tmp_path: Path, tiny_tiles: Path, recipe: Recipe) -> None:
     build_pipeline(recipe).save_pretrained(tmp_path / "model")
     asked = _asked(tiny_tiles, tmp_path / "model")
     (tmp_path / "work").mkdir()
     found = bench.measure(asked, tmp_path / "work")
     assert all(len(spent) == 2 and min(spent) > 0 for spent in found["seconds_a_step"].values())
     assert all(0 < share < 1 for share in found["waited_share"])
+    assert found["peak_memory_bytes"].keys() == found["seconds_a_step"].keys()
+    assert min(found["peak_memory_bytes"].values()) > 100 * 2**20  # PyTorch alone takes more
     for line in ("PathUp, with the feature entropy loss", "the example's loop, bf16", "waiting for data"):
         assert line in bench.table(found)
 
@@ -43,7 +44,7 @@ def test_each_arm_trains_its_unet(tmp_path: Path, tiny_tiles: Path, recipe: Reci
     pathup = bench.PathUpTurns(asked, tmp_path, "pathup", entropy=True)
     pathup.turn(2)
     assert pathup.trainer.step == 4  # one step fills the cache, one warms up
-    loop = bench.LoopTurns(asked, "fp32")
+    loop = LoopTurns(asked, "fp32")
     for unet in (pathup.trainer.trained.unet, loop.unet):
         assert not torch.equal(unet.conv_out.weight.detach(), before)
 
