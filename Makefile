@@ -32,8 +32,9 @@ bench: $(READY)
 	@$(RUN) benchmarks/cutting.py --output bench/cutting.json --table bench/cutting.md
 	@$(RUN) benchmarks/training.py --output bench/training.json --table bench/training.md
 	@$(RUN) benchmarks/bulk.py --output bench/bulk.json --table bench/bulk.md
+	@$(RUN) benchmarks/backends.py --output bench/backends.json --table bench/backends.md
 	@$(RUN) benchmarks/scaling.py --output bench/scaling.json --table bench/scaling.md
-	@$(RUN) benchmarks/sampling.py --repeats 1 --output bench/sampling.json --table bench/sampling.md
+	@$(RUN) benchmarks/sampling.py --size 1024 --batches 4 16 --repeats 1 --output bench/sampling.json --table bench/sampling.md
 	@$(RUN) benchmarks/evaluation.py --output bench/evaluation.json --table bench/evaluation.md
 
 docs: $(READY)
