@@ -13,7 +13,7 @@ help:
 	@echo "make demo    draw tissue with the shipped model into demo/ and make a page of it"
 	@echo "make test    run the tests (some 12 minutes on 2 cores)"
 	@echo "make check   lint, security rules and types"
-	@echo "make bench   time sampling, cutting, training, bulk generation and evaluation, each beside what it is compared with"
+	@echo "make bench   time sampling, cutting, training, bulk generation and evaluation, each beside what it is compared with (some 45 minutes)"
 	@echo "make docs    write docs/commands.md and docs/recipes.md anew from the code"
 
 demo: $(READY)
@@ -34,8 +34,9 @@ bench: $(READY)
 	@$(RUN) benchmarks/bulk.py --output bench/bulk.json --table bench/bulk.md
 	@$(RUN) benchmarks/backends.py --output bench/backends.json --table bench/backends.md
 	@$(RUN) benchmarks/scaling.py --output bench/scaling.json --table bench/scaling.md
-	@$(RUN) benchmarks/sampling.py --size 1024 --batches 4 16 --repeats 1 --output bench/sampling.json --table bench/sampling.md
-	@$(RUN) benchmarks/evaluation.py --output bench/evaluation.json --table bench/evaluation.md
+	@$(RUN) benchmarks/sampling.py --size 1024 --batches 16 --repeats 1 --methods literal equation_6 shifted panorama_half_batched \
+	  whole_shifted --output bench/sampling.json --table bench/sampling.md
+	@$(RUN) benchmarks/evaluation.py --count 2000 --output bench/evaluation.json --table bench/evaluation.md
 
 docs: $(READY)
 	@$(RUN) docs/generate.py
