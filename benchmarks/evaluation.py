@@ -74,8 +74,8 @@ def table(found: dict[str, Any]) -> str:
         "| | seconds |\n|---|---:|\n"
         f"| features of both alone | {found['extraction_s']:.1f} |\n"
         f"| `pathup evaluate` | {found['evaluate_s']:.1f} |\n\n"
-        f"Beyond 1.15 times the features: {found['beyond_1.15_s']:.0f} s; wanted: at most 120. (Nuclei are measured in at "
-        f"most 700 tiles of each set.) Most memory {found['peak_rss_mib']:,} MiB.\n"
+        f"Beyond 1.15 times the features: {found['beyond_1.15_s']:.0f} s; wanted: at most 120. (Nuclei are measured in "
+        f"at most 700 tiles of each set.) Most memory {found['peak_rss_mib']:,} MiB.\n"
     )
 
 
