@@ -19,8 +19,8 @@ from pathup.model.pipeline import build_pipeline
 from pathup.recipes import Recipe
 from pathup.training.adapters import add_adapters, has_adapters, merge_adapters, trained_state
 from pathup.training.checkpoints import newest_checkpoint
-from pathup.training.runs import train_diffusion
 from tests.training.test_runs import same_tensors
+from tests.training.trained import diffusion
 
 RANK = 2
 
@@ -38,12 +38,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     return folder
 
 
-def _train(tiles: Path, output: Path, base: Path | None, *, resume: bool = False, **changes: Any) -> Path:
-    return train_diffusion(
-        tiles, output, "tiny", pretrained=None if base is None else str(base),
-        autoencoder=None if base is not None else "none", level=None, latents=None, resume=resume, cpu=True, workers=0,
-        wandb_project=None, gradient_checkpointing=False, changes=changes,
-    )  # fmt: skip
+def _train(tiles: Path, output: Path, base: Path, **changes: Any) -> Path:
+    return diffusion(tiles, output, pretrained=str(base), **changes)
 
 
 def _stopped(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +155,7 @@ def test_adapters_need_a_pretrained_u_net_and_the_libraries(
     tmp_path: Path, tiny_tiles: Path, tiny_autoencoder: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(PathUpError, match="give --pretrained"):
-        train_diffusion(
-            tiny_tiles, tmp_path / "run", "tiny", pretrained=None, autoencoder=str(tiny_autoencoder), level=None,
-            latents=None, resume=False, cpu=True, workers=0, wandb_project=None, gradient_checkpointing=False,
-            changes={"lora_rank": RANK},
-        )  # fmt: skip
+        diffusion(tiny_tiles, tmp_path / "run", tiny_autoencoder, lora_rank=RANK)
     assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
