@@ -22,6 +22,7 @@ from pathup.errors import PathUpError, unknown
 from pathup.model.components import load_autoencoder
 from pathup.model.pipeline import PathUpPipeline, load_pipeline
 from pathup.recipes import Recipe, recipe_with, save_recipe
+from pathup.sampling.device import computes_bfloat16
 from pathup.tiles.dataset import TileFolder
 from pathup.training.budget import PLAN_FILE
 from pathup.training.latents import encoder_sha256
@@ -123,13 +124,16 @@ def load(model: ModelFolder, device: torch.device) -> LDM:
         A level's model is missing or damaged.
     """
     levels = [level.name for level in model.recipe.tiles.levels]
-    precision = drawing_precision(model.recipe)
+    precision = drawing_precision(model.recipe, device)
     return LDM({level: load_pipeline(model.folder / level, device=device, precision=precision) for level in levels})
 
 
-def drawing_precision(recipe: Recipe) -> str:
-    """The precision that a diffusion model is drawn in, in comparisons: bfloat16 where it learnt in that."""
-    return "bf16" if recipe.diffusion.precision == "bf16" else "fp32"
+def drawing_precision(recipe: Recipe, device: torch.device) -> str:
+    """The precision that a diffusion model is drawn in, in comparisons.
+
+    bfloat16 where it learnt in that, and the device computes in it.
+    """
+    return "bf16" if recipe.diffusion.precision == "bf16" and computes_bfloat16(device) else "fp32"
 
 
 def _identity(request: TrainRequest, recipe: Recipe, tiles: TileFolder) -> dict[str, Any]:

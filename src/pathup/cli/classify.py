@@ -30,6 +30,36 @@ Cache = Annotated[
 
 
 @app.command()
+def pretrain(
+    regions: Regions,
+    output: Output,
+    recipe: RecipeName = "atlas",
+    features: Annotated[str, typer.Option(help="Of the network to learn from: as of pathup evaluate.")] = "atlas",
+    seed: Seed = None,
+    changes: Set = None,
+    cache: Cache = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    resume: Resume = False,
+) -> None:
+    """Teach a vision transformer a frozen network's features of tissue, for 'classify train vit --pretrained'.
+
+    It sees regions of 'train' alone, and no label. For where no pretrained transformer is at hand.
+
+    Example: pathup classify pretrain --regions regions.csv --output runs/start --features mobilenetv2_035,weights=FILE.
+    """
+    from pathup.downstream import runs
+    from pathup.recipes import load_recipe
+
+    own = {} if seed is None else {"downstream.vit.distillation.seed": seed}
+    request = runs.PretrainRequest(
+        regions=regions, output=output, recipe=load_recipe(recipe), features=features,
+        changes={**own, **changed(changes or [])}, cache=cache, device=device, threads=threads, resume=resume,
+    )  # fmt: skip
+    typer.echo(f"weights written to {runs.pretrain(request)}")
+
+
+@app.command()
 def train(
     name: Annotated[str, typer.Argument(help="vit or abmil.")],
     regions: Regions,

@@ -34,7 +34,13 @@ def experiment(
         str | None,
         typer.Option(
             help="Of table1, 3, 4 and pairs: the Stable Diffusion 1.x/2.x that PathUp and LDM start from (folder or "
-            "hub id)."
+            "hub id); of table6: the weights that its vision transformer starts from (file)."
+        ),
+    ] = None,
+    synthetic: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Of table6, in place of --model: images that 'pathup generate' made; may be given several times."
         ),
     ] = None,
     model: Annotated[
@@ -101,8 +107,9 @@ def experiment(
         from pathup.experiments import table6
 
         classified = table6.Table6Request(
-            data=data, output=output, model=model, recipe=recipe, features=chosen[0], images=images, seeds=seeds,
-            device=device, threads=threads, resume=resume,
+            data=data, output=output, model=model, synthetic=tuple(synthetic or ()),
+            pretrained=None if pretrained is None else Path(pretrained), recipe=recipe, features=chosen[0],
+            images=images, seeds=seeds, device=device, threads=threads, resume=resume,
         )  # fmt: skip
         if dry_run:
             typer.echo(told(table6.plan(classified)))

@@ -86,6 +86,11 @@ class Classifier(ABC):
         """What a result says of it."""
         return {"classifier": self.name}
 
+    def is_augmented(self, position: int) -> bool:
+        """Whether random augmentation changes what stands at a position of training: `augmented_share` of them."""
+        rng = draws.numpy_generator(self.spec.seed, "is augmented", position)
+        return bool(self.augmentations) and bool(rng.random() < self.recipe.downstream.augmented_share)
+
 
 class ViTClassifier(Classifier):
     """A vision transformer of timm's on fields resized to its input.
@@ -110,19 +115,19 @@ class ViTClassifier(Classifier):
         """See `Classifier`."""
         return self.recipe.downstream.vit
 
-    def network(self) -> nn.Module:
-        """See `Classifier`.
+    def network(self, outputs: int | None = None) -> nn.Module:
+        """See `Classifier`; with `outputs` the last layer has so many instead of the classes.
 
         Raises
         ------
         PathUpError
             timm has no such model, its input does not fit, or the pretrained weights are of another.
         """
-        spec = self.spec
+        spec, outputs = self.spec, outputs or len(self.recipe.labels)
         sizes = {"depth": spec.depth, "embed_dim": spec.width, "num_heads": spec.heads}
         try:
             network = timm.create_model(
-                spec.model, img_size=spec.input_px, num_classes=len(self.recipe.labels), drop_path_rate=spec.drop_path,
+                spec.model, img_size=spec.input_px, num_classes=outputs, drop_path_rate=spec.drop_path,
                 **{name: value for name, value in sizes.items() if value is not None},
             )  # fmt: skip
         except (RuntimeError, AssertionError, TypeError) as error:
@@ -137,32 +142,37 @@ class ViTClassifier(Classifier):
     def prepare(self, fields: Sequence[Field], *, training: bool, progress: Progress | None = None) -> None:
         """See `Classifier`."""
         for done, field in enumerate(fields, start=1):
-            if not self._file(field).is_file():
-                _save(self._file(field), read_field(field, self.spec.input_px))
+            self.kept(field, self.spec.input_px)
             if progress is not None:
                 progress(done, len(fields))
 
     def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
         """uint8 (3, H, W). An augmented one is remembered: each learning rate that is tried comes to the same ones."""
-        if position is None or not self.augmentations:
-            return self._as_seen(_load(self._file(field)))
+        if position is None or not self.is_augmented(position):
+            return self.as_seen(self.kept(field, self.spec.input_px))
         key = field.identity(), position
         if key in self._shown:
             return self._shown[key]
-        found = self._as_seen(augmented(_load(self._file(field)), self.augmentations, self.spec.seed, position))
+        pixels = self.kept(field, self.spec.input_px)
+        found = self.as_seen(augmented(pixels, self.augmentations, self.spec.seed, position))
         if len(self._shown) * found.numel() < KEPT_BYTES:
             self._shown[key] = found
         return found
 
-    def _as_seen(self, pixels_HWC: np.ndarray) -> torch.Tensor:
+    def kept(self, field: Field, side_px: int) -> np.ndarray:
+        """A field resized to a square, uint8 (side_px, side_px, 3): from the cache, where it is kept."""
+        path = self.cache / "images" / f"{field.identity()}_{side_px}.npy"
+        if not path.is_file():
+            _save(path, read_field(field, side_px))
+        return _load(path)
+
+    def as_seen(self, pixels_HWC: np.ndarray) -> torch.Tensor:
+        """An image as the recipe's view has it, uint8 (3, H, W)."""
         return torch.from_numpy(np.array(seen(pixels_HWC, self.recipe.downstream.view))).permute(2, 0, 1)
 
     def batch(self, samples: list[torch.Tensor]) -> Batch:
         """Pixels (B, 3, H, W) in [-1, 1]."""
         return (torch.stack(samples).float() / 127.5 - 1,)
-
-    def _file(self, field: Field) -> Path:
-        return self.cache / "images" / f"{field.identity()}_{self.spec.input_px}.npy"
 
 
 class ABMILClassifier(Classifier):
@@ -210,14 +220,16 @@ class ABMILClassifier(Classifier):
         # processes that prepare the same fields at once share them: each begins elsewhere, and skips what others kept
         order = draws.numpy_generator(os.getpid(), "order of fields").permutation(len(fields))
         for done, place in enumerate(order, start=1):
-            self._encode(fields[place], self._variants() if training else [None])
+            variants = range(self.spec.variants) if training and self.augmentations else ()
+            self._encode(fields[place], [None, *variants])
             if progress is not None:
                 progress(done, len(fields))
 
     def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
         """Features (N, D)."""
-        variants = self._variants() if position is not None else [None]
-        chosen = variants[draws.seed_of(self.spec.seed, "variant", position or 0) % len(variants)]
+        chosen = None
+        if position is not None and self.is_augmented(position):
+            chosen = draws.seed_of(self.spec.seed, "variant", position) % self.spec.variants
         return torch.from_numpy(_load(self._file(field, chosen)).copy())
 
     def batch(self, samples: list[torch.Tensor]) -> Batch:
@@ -231,9 +243,6 @@ class ABMILClassifier(Classifier):
     def described(self) -> dict[str, Any]:
         """See `Classifier`."""
         return {**super().described(), "features": {"option": self._features, **self._encoder.described()}}
-
-    def _variants(self) -> list[int | None]:
-        return list(range(self.spec.variants)) if self.augmentations else [None]
 
     def _encode(self, field: Field, variants: Sequence[int | None]) -> None:
         """Keep the features of those variants of a field that are not yet kept."""
@@ -252,14 +261,14 @@ class ABMILClassifier(Classifier):
             _save(self._file(field, variant), np.concatenate(found))
 
     def _augmented(self, patches_NHWC: np.ndarray, field: Field, variant: int) -> np.ndarray:
-        seed, name = self.spec.seed, field.identity()
+        """Augmented patches: the same ones for every seed of training, so that their features are computed once."""
         return np.stack([
-            augmented(patch, self.augmentations, seed, name, variant, number)
+            augmented(patch, self.augmentations, 0, field.identity(), variant, number)
             for number, patch in enumerate(patches_NHWC)
         ])  # fmt: skip
 
     def _file(self, field: Field, variant: int | None) -> Path:
-        how = "plain" if variant is None else f"{'-'.join(self.augmentations)}_{self.spec.seed}_{variant}"
+        how = "plain" if variant is None else f"{'-'.join(self.augmentations)}_{variant}"
         return self.cache / "bags" / f"{field.identity()}_{self._key}_{how}.npy"
 
     def _width(self) -> int:

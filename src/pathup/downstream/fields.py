@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pathup.errors import PathUpError
 from pathup.recipes import Recipe
 from pathup.slides.reader import open_slide
 from pathup.tiles.cutting import positions, region_box, region_mpp, signature, source_sha256, tissue_fraction
-from pathup.tiles.provenance import THUMBNAIL_PX, SourceRegion, check_apart, perceptual_hash
+from pathup.tiles.provenance import SourceRegion, check_apart, looks_of
 from pathup.tiles.regions import SPLITS, Region
 from pathup.tiles.sources import find_source
 from pathup.tiles.splits import Area, check_tissue, split_regions
@@ -116,10 +116,10 @@ def labelled_regions(source: Path, recipe: Recipe, cache: Path | None = None) ->
     regions, _ = split_regions(found.regions, recipe, found.joined)
     known = _kept(cache)
     read = [_looked_at(region, known) for region in regions]
+    check_tissue(Area(r.region.place, r.split, r.source.sha256, *r.source.area) for r in read)
+    _check_apart(read, known)
     if cache is not None:
         storage.write_json(cache, known)
-    check_tissue(Area(r.region.place, r.split, r.source.sha256, *r.source.area) for r in read)
-    check_apart((r.split, r.source) for r in read)
     counts = Counter((r.split, r.region.label) for r in read)
     for split in SPLITS:
         lacking = [label for label in recipe.labels if not counts[split, label]]
@@ -241,23 +241,32 @@ def _squares(
     return kept or [boxes[int(np.argmax(tissue))]]
 
 
+def _check_apart(read: Sequence[LabelledRegion], known: dict[str, Any]) -> None:
+    """Check that splits share no tissue, once for the same regions in the same splits."""
+    told = json.dumps([[own.split, asdict(own.source)] for own in read])
+    key = f"apart {hashlib.sha256(told.encode()).hexdigest()}"
+    if key not in known:
+        check_apart((own.split, own.source) for own in read)
+        known[key] = True
+
+
 def _looked_at(region: Region, known: dict[str, Any]) -> LabelledRegion:
     outline = None if region.outline is None else region.outline.hex()
-    key = json.dumps([region.place, region.box, signature(region.file), outline])
+    key = json.dumps(["looks", region.place, region.box, signature(region.file), outline])
     if key not in known:
         with open_slide(region.file, region.assume_mpp) as reader:
             x, y, width, height = region_box(region, reader)
-            looks = perceptual_hash(reader.read_field(x, y, (width, height), THUMBNAIL_PX))
             mpp = region_mpp(region, reader)
+            looks = looks_of(reader, (x, y, width, height), mpp)
         known[key] = {
             "sha256": source_sha256(region.file), "area": [x, y, x + width, y + height], "mpp": list(mpp),
-            "perceptual_hash": looks,
+            "looks": asdict(looks),
         }  # fmt: skip
     found = known[key]
     (left, top, right, bottom), (across, down) = found["area"], found["mpp"]
     source = SourceRegion(
         region.name, region.label, region.slide, region.patient, found["sha256"], (left, top, right, bottom),
-        found["perceptual_hash"],
+        **found["looks"],
     )  # fmt: skip
     return LabelledRegion(region, source, (across, down))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,32 @@ from safetensors.torch import load_file
 from pathup import __version__, draws, storage
 from pathup.downstream.attention_maps import attention_map
 from pathup.downstream.classifiers import ABMILClassifier, Classifier, ViTClassifier, classifier
+from pathup.downstream.distillation import distil
 from pathup.downstream.fields import Field, LabelledRegion, labelled_regions, region_fields
+from pathup.downstream.leaks import check_judged, check_start, check_synthetic
 from pathup.downstream.scores import Predictions, f_scores, mean_f_interval, write_predictions
-from pathup.downstream.synthetic import check_unseen, mixed, synthetic_fields
+from pathup.downstream.synthetic import mixed, synthetic_fields
 from pathup.downstream.training import NOTE, WEIGHTS, mean_probabilities, probabilities, train_classifier
 from pathup.errors import PathUpError
 from pathup.recipes import Recipe, load_recipe, recipe_with
 from pathup.sampling.device import choose_device
+from pathup.tiles.provenance import read_sources
 from pathup.tiles.regions import SPLITS
 
-__all__ = ["EvaluateRequest", "TrainRequest", "evaluate_classifier", "train", "training_counts"]
+__all__ = [
+    "EvaluateRequest",
+    "PretrainRequest",
+    "TrainRequest",
+    "evaluate_classifier",
+    "pretrain",
+    "train",
+    "training_counts",
+]
 
 Progress = Callable[[str, int, int], None]
 
-REGIONS, FIELDS = "regions.json", "fields.json"
-"""Of a cache: what was found of regions and of their squares."""
+REGIONS, FIELDS, CHECKED = "regions.json", "fields.json", "checked.json"
+"""Of a cache: what was found of regions and of their squares, and between what there is no leak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +86,47 @@ class EvaluateRequest:
     threads: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainRequest:
+    """``pathup classify pretrain``: the fields are its options (docs/commands.md)."""
+
+    regions: Path
+    output: Path
+    recipe: Recipe
+    features: str = "atlas"
+    changes: dict[str, Any]
+    cache: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+
+def pretrain(request: PretrainRequest) -> Path:
+    """Teach a vision transformer the features of a frozen network, on unlabelled regions of 'train'; returns a file.
+
+    Raises
+    ------
+    PathUpError
+        The regions or the recipe do not fit, the folder holds another run, or training fails.
+    """
+    recipe = recipe_with(request.recipe, request.changes, source="classify pretrain")
+    _set_threads(request.threads)
+    device, cache = choose_device(request.device), request.cache or request.output / "cache"
+    vit = ViTClassifier(recipe, cache)
+    bags = ABMILClassifier(recipe, cache, features=request.features, device=device)
+    regions = labelled_regions(request.regions, recipe, cache / REGIONS)
+    own = {split: [region for region in regions if region.split == split] for split in ("train", "val")}
+    fields = {split: region_fields(regions_, recipe, cache / FIELDS) for split, regions_ in own.items()}
+    identity = {
+        "features": bags.described(), "vit": recipe.downstream.vit.model_dump(mode="json"),
+        "view": recipe.downstream.view, "patch_px": bags.spec.patch_px, "scale": recipe.tiles.mpp,
+        **{split: [field.identity() for field in found] for split, found in fields.items()},
+    }  # fmt: skip
+    storage.claim_folder(request.output, "classify pretrain", identity, resume=request.resume)
+    sources = [region.source for region in own["train"]]
+    return distil(vit, bags, fields, sources, request.output, device)
+
+
 def train(request: TrainRequest) -> Path:
     """Train a classifier from where its run stands; returns the model's folder.
 
@@ -95,7 +147,9 @@ def train(request: TrainRequest) -> Path:
     regions = labelled_regions(request.regions, recipe, cache / REGIONS)
     chosen = few(regions, request.real_per_class, kind.spec.seed)
     fields = {split: region_fields([r for r in chosen if r.split == split], recipe, cache / FIELDS) for split in SPLITS}
-    training = with_synthetic(fields["train"], regions, request.synthetic, request.per_class, recipe)
+    if request.pretrained is not None:
+        check_start([region for region in regions if region.split != "train"], request.pretrained, cache / CHECKED)
+    training = with_synthetic(fields["train"], regions, request.synthetic, request.per_class, recipe, cache / CHECKED)
     identity = {
         "classifier": kind.described(), "recipe": recipe.model_dump(mode="json", include={"downstream", "classes"}),
         "scale": recipe.tiles.mpp, "augmentations": list(kind.augmentations),
@@ -110,12 +164,16 @@ def train(request: TrainRequest) -> Path:
         "seed": kind.spec.seed,
         "pretrained": None if request.pretrained is None else request.pretrained.name,
     }
-    return train_classifier(kind, training, fields["val"], request.output, device, notes)
+    sources = [replace(region.source, mirrored="") for region in chosen if region.split != "test"]
+    for folder in (*request.synthetic, *([] if request.pretrained is None else [request.pretrained.parent])):
+        sources += read_sources(folder) or []
+    sources = list(dict.fromkeys(sources))
+    return train_classifier(kind, training, fields["val"], request.output, device, notes, sources)
 
 
 def with_synthetic(
     real: Sequence[Field], regions: Sequence[LabelledRegion], folders: Sequence[Path], per_class: int | None,
-    recipe: Recipe,
+    recipe: Recipe, cache: Path | None = None,
 ) -> list[Field]:  # fmt: skip
     """Training fields with synthetic images among them, after each folder was checked against what is held back.
 
@@ -129,12 +187,16 @@ def with_synthetic(
         Of synthetic images.
     per_class
         How many images a class, on the average; None: all.
+    recipe
+        Classes, and how images are mixed in.
+    cache
+        As of `leaks.check_synthetic`.
     """
     labels, found = recipe.labels, []
     held = [region for region in regions if region.split != "train"]
     for folder in folders:
         own = synthetic_fields(folder, labels)
-        check_unseen(held, folder, own)
+        check_synthetic(held, folder, own, cache)
         found += own
     if not folders:
         return list(real)
@@ -199,6 +261,8 @@ def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = No
         raise PathUpError(f"split '{request.split}' is none of {', '.join(SPLITS)}")
     regions = labelled_regions(request.regions, kind.recipe, kind.cache / REGIONS)
     own = [region for region in regions if region.split == request.split]
+    if request.split == "test":
+        check_judged(own, trained_folder(request.model), kind.cache / CHECKED)
     fields = region_fields(own, kind.recipe, kind.cache / FIELDS)
     identity = {"classifier": notes, "split": request.split, "fields": [field.identity() for field in fields]}
     storage.claim_folder(request.output, "classify evaluate", identity, resume=True)
@@ -225,6 +289,22 @@ def predicted(kind: Classifier, network: torch.nn.Module, fields: Sequence[Field
     return Predictions(kind.recipe.labels, [f.region for f in first], [f.label for f in first], np.asarray(found))
 
 
+def trained_folder(folder: Path) -> Path:
+    """Where a classifier is: the folder itself, or ``model`` in it.
+
+    Raises
+    ------
+    PathUpError
+        It is in neither.
+    """
+    found = next((place for place in (folder, folder / "model") if (place / NOTE).is_file()), None)
+    if found is None:
+        raise PathUpError(
+            f"{folder} holds no trained classifier: {NOTE} was needed, as 'pathup classify train' writes at the end"
+        )
+    return found
+
+
 def load_classifier(
     folder: Path, cache: Path, device: torch.device
 ) -> tuple[Classifier, torch.nn.Module, dict[str, Any]]:
@@ -235,11 +315,7 @@ def load_classifier(
     PathUpError
         There is none, or its files are damaged.
     """
-    found = next((place for place in (folder, folder / "model") if (place / NOTE).is_file()), None)
-    if found is None:
-        raise PathUpError(
-            f"{folder} holds no trained classifier: {NOTE} was needed, as 'pathup classify train' writes at the end"
-        )
+    found = trained_folder(folder)
     notes = dict(storage.read_json(found / NOTE))
     recipe = load_recipe(found / "recipe.yaml")
     features = str(notes.get("features", {}).get("option", "atlas"))

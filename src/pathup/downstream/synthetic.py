@@ -1,8 +1,4 @@
-"""Synthetic images for training: listed, checked against the tissue that is held back, and mixed in by class.
-
-A leak is refused, with the pair named: a held-back region that the generator was trained on (its folder says of which
-regions it is), and an image that is a held-back region, whatever it is called and however it was saved.
-"""
+"""Synthetic images for training: listed, and mixed in by class."""
 
 from __future__ import annotations
 
@@ -12,21 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pathup import storage
-from pathup.downstream.fields import Field, LabelledRegion
+from pathup.downstream.fields import Field
 from pathup.errors import PathUpError
 from pathup.slides.reader import open_slide
 from pathup.tiles.making import METADATA_FILE
-from pathup.tiles.provenance import (
-    ALIKE,
-    SOURCES_FILE,
-    THUMBNAIL_PX,
-    perceptual_hash,
-    read_sources,
-    resemblance,
-    shared_tissue,
-)
 
-__all__ = ["allotted", "check_unseen", "mixed", "synthetic_fields"]
+__all__ = ["allotted", "mixed", "synthetic_fields"]
 
 
 def synthetic_fields(folder: Path, labels: Sequence[str]) -> list[Field]:
@@ -51,51 +38,6 @@ def synthetic_fields(folder: Path, labels: Sequence[str]) -> list[Field]:
         name = f"{folder.name}/{file.name}"
         fields.append(Field(name, name, row["label"], file, storage.sha256_file(file), box, scale, synthetic=True))
     return sorted(fields, key=lambda field: field.file.name)
-
-
-def check_unseen(held: Sequence[LabelledRegion], folder: Path, fields: Sequence[Field]) -> None:
-    """Check that neither a folder's generator nor its images hold tissue that is held back.
-
-    Parameters
-    ----------
-    held
-        The regions of 'val' and 'test'.
-    folder
-        Of synthetic images.
-    fields
-        Its images.
-
-    Raises
-    ------
-    PathUpError
-        The generator was trained on a held-back region, an image is one, or the folder does not say what its generator
-        was trained on. The pair is named.
-    """
-    seen = read_sources(folder)
-    if not seen:
-        raise PathUpError(
-            f"{folder} does not say which regions its generator was trained on, so nobody knows whether it has seen "
-            f"the tissue that is held back; {SOURCES_FILE} was needed, which 'pathup generate' writes for models that "
-            "'pathup train' made of tiles of 'pathup tiles'"
-        )
-    for own, other in shared_tissue([region.source for region in held], seen)[:1]:
-        split = next(region.split for region in held if region.source == own)
-        raise PathUpError(
-            f"the generator of {folder} was trained on region '{other.region}', which is the tissue of region "
-            f"'{own.region}' of split '{split}'; train it on the tiles of split 'train' alone"
-        )
-    looks = []
-    for field in fields:
-        with open_slide(field.file, field.mpp[0]) as reader:
-            looks.append(perceptual_hash(reader.read_field(*field.box[:2], field.box[2:], THUMBNAIL_PX)))
-    alike = resemblance([region.source.perceptual_hash for region in held], looks) >= ALIKE
-    for number, field in enumerate(fields):
-        for place, region in enumerate(held):
-            if alike[place, number] or field.sha256 == region.source.sha256:
-                raise PathUpError(
-                    f"synthetic image '{field.name}' is region '{region.region.name}' of split '{region.split}'; take "
-                    "it out of the folder"
-                )
 
 
 def allotted(real: Mapping[str, int], total: int, mixing: str) -> dict[str, int]:

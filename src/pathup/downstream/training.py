@@ -25,6 +25,7 @@ from pathup.downstream.classifiers import Classifier
 from pathup.downstream.fields import Field
 from pathup.errors import PathUpError
 from pathup.recipes import save_recipe
+from pathup.tiles.provenance import SourceRegion, write_sources
 from pathup.training.checkpoints import newest_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from pathup.training.journal import Journal
 from pathup.training.schedules import TileOrder, learning_rate
@@ -160,7 +161,7 @@ class ClassifierRun:
 
 def train_classifier(
     kind: Classifier, train: Sequence[Field], val: Sequence[Field], folder: Path, device: torch.device,
-    notes: dict[str, Any],
+    notes: dict[str, Any], sources: Sequence[SourceRegion] = (),
 ) -> Path:  # fmt: skip
     """Train a classifier by each learning rate of its recipe, from where the run stands.
 
@@ -172,6 +173,8 @@ def train_classifier(
         Of the run.
     notes
         Kept in the model's ``classifier.json`` beside the loss on 'val' of each rate.
+    sources
+        The regions that it is trained and stopped by, and those that generators of its images have seen.
 
     Returns
     -------
@@ -205,6 +208,7 @@ def train_classifier(
     with storage.atomic_folder(target) as partial:
         save_file({name: value.cpu().contiguous() for name, value in weights.items()}, partial / WEIGHTS)
         save_recipe(kind.recipe, partial / "recipe.yaml")
+        write_sources(partial, sources)
         storage.write_json(partial / NOTE, told)
     for rate in kind.spec.learning_rates:
         shutil.rmtree(folder / f"rate_{rate:g}" / "checkpoints", ignore_errors=True)

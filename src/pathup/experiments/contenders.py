@@ -254,7 +254,7 @@ def drawn(contender: Contender, model: Path, out: Path, *, level: str, count: in
         return pace_of(draw_from_baseline(request))
     report = generate(GenerateRequest(
         model=model, out=out, label="all", level=level, count=count, seed=seed, device=device, resume=True,
-        precision=precision_of(model),
+        precision=precision_of(model, device),
     ))  # fmt: skip
     return Pace(len(report.files) - report.kept, report.seconds["total"])
 
@@ -264,9 +264,9 @@ def pace_of(report: DrawReport) -> Pace:
     return Pace(len(report.files) - report.kept, report.seconds)
 
 
-def precision_of(model: Path) -> str:
-    """What a PathUp model is drawn in, by its own recipe (`drawing_precision`)."""
-    return drawing_precision(load_recipe(model / "recipe.yaml"))
+def precision_of(model: Path, device: str) -> str:
+    """What a PathUp model is drawn in, by its own recipe and on that device (`drawing_precision`)."""
+    return drawing_precision(load_recipe(model / "recipe.yaml"), choose_device(device))
 
 
 def enlarged(contender: Contender, model: Path, images: Path, out: Path, *, seed: int, device: str) -> Pace:

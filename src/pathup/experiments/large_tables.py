@@ -135,7 +135,7 @@ class _LargeTable(Bench):
                 asked = GenerateRequest(
                     model=model, out=folder / path.name, label=label, reference=path, seed=generation,
                     window_weight=weight, device=self.request.device, resume=True,
-                    precision=precision_of(model),
+                    precision=precision_of(model, self.request.device),
                 )  # fmt: skip
                 pipeline = pipeline or loaded(asked)
                 generate(asked, pipeline=pipeline)

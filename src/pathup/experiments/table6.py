@@ -1,12 +1,13 @@
 """Table 6: lesion classifiers trained on real tissue alone, with random augmentation, with PathUp's images, with both.
 
-The data flow: PathUp's model draws images of every class; each arm of each classifier is trained from each seed with
-the same tuning and judged by regions of 'test'; predictions are kept as CSV, and all figures come from them. What is
-there is not done again, and several processes share the jobs.
+The data flow: PathUp's model draws images of every class, unless there are some already; each arm of each classifier is
+trained from each seed with the same tuning and judged by regions of 'test'; predictions are kept as CSV, and all
+figures come from them. What is there is not done again, and several processes share the jobs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,13 @@ import torch
 from pathup import storage
 from pathup.downstream import runs
 from pathup.downstream.scores import Predictions, read_predictions
-from pathup.downstream.synthetic import allotted
+from pathup.downstream.synthetic import allotted, synthetic_fields
 from pathup.errors import PathUpError
 from pathup.experiments.classifier_arms import Job, jobs_of
 from pathup.experiments.contenders import precision_of
 from pathup.experiments.preparation import Step, carry_out
 from pathup.experiments.table6_pages import write_table6
-from pathup.recipes import load_recipe
+from pathup.recipes import Recipe, load_recipe
 from pathup.sampling.runs import GenerateRequest, generate, model_sha256
 from pathup.tiles.making import METADATA_FILE
 
@@ -44,6 +45,8 @@ class Table6Request:
     data: Path
     output: Path
     model: Path | None
+    synthetic: tuple[Path, ...] = ()
+    pretrained: Path | None = None
     recipe: str = "atlas"
     features: str = "atlas"
     images: int = 8
@@ -53,22 +56,18 @@ class Table6Request:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.model is None:
-            raise PathUpError("table6 needs --model, a PathUp model that was trained on tiles of split 'train'")
+        if (self.model is None) == (not self.synthetic):
+            raise PathUpError(
+                "table6 needs either --model, a PathUp model that was trained on tiles of split 'train', or "
+                "--synthetic, images that such a model has drawn"
+            )
         for name, least in (("seeds", 2), ("images", 1)):
             if getattr(self, name) < least:
                 raise PathUpError(f"{name} is {getattr(self, name)}, but at least {least} were needed")
 
     @property
-    def generator(self) -> Path:
-        """The model that draws."""
-        if self.model is None:
-            raise PathUpError("table6 needs --model")
-        return self.model
-
-    @property
-    def synthetic(self) -> Path:
-        """Where synthetic images are."""
+    def drawn(self) -> Path:
+        """Where the model draws."""
         return self.output / "synthetic"
 
     @property
@@ -96,11 +95,14 @@ def table6(request: Table6Request, progress: Progress | None = None) -> dict[str
         holds another experiment, or drawing or training fails.
     """
     recipe, tell = load_recipe(request.recipe), progress or (lambda stage, done, total: None)
+    _check_images(request)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     identity = {
-        "recipe": recipe.model_dump(mode="json"), "model": model_sha256(request.generator), "images": request.images,
-        "features": request.features,
+        "recipe": recipe.model_dump(mode="json"), "images": request.images, "features": request.features,
+        "model": None if request.model is None else model_sha256(request.model),
+        "synthetic": [storage.sha256_file(folder / METADATA_FILE) for folder in request.synthetic],
+        "pretrained": None if request.pretrained is None else storage.sha256_file(request.pretrained),
     }  # fmt: skip
     storage.claim_folder(request.output, "experiment table6", identity, resume=request.resume)
     steps, jobs = plan(request), jobs_of(CLASSIFIERS, request.images, request.seeds)
@@ -116,26 +118,54 @@ def plan(request: Table6Request) -> list[Step]:
     recipe = load_recipe(request.recipe)
     count = request.images * len(recipe.labels)
     draw = Step(
-        "draw synthetic images", (request.synthetic / METADATA_FILE).is_file, partial(_draw, request),
+        "draw synthetic images", (request.drawn / METADATA_FILE).is_file, partial(_draw, request),
         f"{count} images, {request.images} a class",
     )  # fmt: skip
     more = Step(
         "draw more images of rare classes", (request.more / DRAWN).is_file, partial(_draw_more, request),
         "as many as rare classes first takes beyond those", needs=draw.done,
     )  # fmt: skip
+    drawing = [] if request.synthetic else [draw, more]
+
+    def needs(job: Job) -> Callable[[], bool]:
+        if request.synthetic:
+            return lambda: True
+        return more.done if job.arm.mixing == "rare_first" else draw.done
+
     jobs = [
         Step(
             f"train and evaluate {job.classifier}, {job.arm.title}, seed {job.seed}",
             (request.scores_of(job) / "scores.json").is_file, partial(_carry_out, request, job), "", job.name,
-            more.done if job.arm.mixing == "rare_first" else draw.done,
+            needs(job),
         )
         for job in jobs_of(CLASSIFIERS, request.images, request.seeds)
     ]  # fmt: skip
-    return [draw, more, *jobs]
+    return [*drawing, *jobs]
+
+
+def _check_images(request: Table6Request) -> None:
+    """Check that images that were drawn before are as many as the arms take of each class."""
+    if not request.synthetic:
+        return
+    recipe = load_recipe(request.recipe)
+    found = Counter(field.label for folder in request.synthetic for field in synthetic_fields(folder, recipe.labels))
+    wanted = {label: max(count, request.images) for label, count in _rare_first(request, recipe).items()}
+    lacking = [f"{label} {found[label]} of {count}" for label, count in wanted.items() if found[label] < count]
+    if lacking:
+        raise PathUpError(
+            f"the images of --synthetic are too few for --images {request.images} and for filling rare classes first "
+            f"({', '.join(lacking)}); draw more of these classes, or ask for fewer"
+        )
+
+
+def _rare_first(request: Table6Request, recipe: Recipe) -> dict[str, int]:
+    """How many images each class gets where rare classes are filled first: in all, as many as the arm beside it."""
+    real = runs.training_counts(request.data, recipe, request.output / "cache")
+    return allotted(real, request.images * len(recipe.labels), "rare_first")
 
 
 def _draw(request: Table6Request) -> None:
-    _generate(request, request.synthetic, "all", request.images, seed=0)
+    _generate(request, request.drawn, "all", request.images, seed=0)
 
 
 def _draw_more(request: Table6Request) -> None:
@@ -143,9 +173,7 @@ def _draw_more(request: Table6Request) -> None:
 
     It is to get as many images in all as the arm beside it; a class that is rarer than the others then gets more.
     """
-    recipe = load_recipe(request.recipe)
-    real = runs.training_counts(request.data, recipe, request.output / "cache")
-    wanted = allotted(real, request.images * len(recipe.labels), "rare_first")
+    wanted = _rare_first(request, load_recipe(request.recipe))
     lacking = {label: count - request.images for label, count in wanted.items() if count > request.images}
     for label, count in lacking.items():
         _generate(request, request.more / label, label, count, seed=1)
@@ -153,11 +181,13 @@ def _draw_more(request: Table6Request) -> None:
 
 
 def _generate(request: Table6Request, folder: Path, label: str, count: int, *, seed: int) -> None:
+    if request.model is None:
+        raise PathUpError("table6 needs --model to draw with")
     recipe = load_recipe(request.recipe)
     side = recipe.downstream.field_px or recipe.sampling.size_px
     generate(GenerateRequest(
-        model=request.generator, out=folder, label=label, size=f"{side}x{side}", count=count, seed=seed,
-        device=request.device, resume=True, precision=precision_of(request.generator),
+        model=request.model, out=folder, label=label, size=f"{side}x{side}", count=count, seed=seed,
+        device=request.device, resume=True, precision=precision_of(request.model, request.device),
     ))  # fmt: skip
 
 
@@ -167,14 +197,14 @@ def _carry_out(request: Table6Request, job: Job) -> None:
     if arm.mixing is not None:
         changes["downstream.mixing"] = arm.mixing
     run = request.output / "runs" / job.name
-    folders = [request.synthetic] if arm.per_class != 0 else []
-    if arm.mixing == "rare_first":
+    folders = [] if arm.per_class == 0 else list(request.synthetic) or [request.drawn]
+    if arm.mixing == "rare_first" and not request.synthetic:
         folders += [request.more / label for label in storage.read_json(request.more / DRAWN)]
     runs.train(runs.TrainRequest(
         name=job.classifier, regions=request.data, output=run, recipe=load_recipe(request.recipe),
         synthetic=tuple(folders), per_class=arm.per_class or request.images,
         real_per_class=arm.real_per_class, augment=arm.augment, features=request.features, changes=changes, cache=cache,
-        device=request.device, resume=True,
+        pretrained=request.pretrained if job.classifier == "vit" else None, device=request.device, resume=True,
     ))  # fmt: skip
     runs.evaluate_classifier(runs.EvaluateRequest(
         model=run, regions=request.data, output=request.scores_of(job), cache=cache, device=request.device,

@@ -23,7 +23,13 @@ from pathup.recipes.baselines import (
     VQGANRecipe,
 )
 from pathup.recipes.diffusion import DiffusionRecipe, FeatureEntropyRecipe
-from pathup.recipes.downstream import ABMILRecipe, ClassifierTraining, DownstreamRecipe, ViTRecipe
+from pathup.recipes.downstream import (
+    ABMILRecipe,
+    ClassifierTraining,
+    DistillationRecipe,
+    DownstreamRecipe,
+    ViTRecipe,
+)
 from pathup.recipes.sampling import SamplingRecipe
 from pathup.recipes.schema import (
     AutoencoderRecipe,
@@ -46,6 +52,7 @@ __all__ = [
     "ClassifierTraining",
     "CodesRecipe",
     "DiffusionRecipe",
+    "DistillationRecipe",
     "DownstreamRecipe",
     "EncoderRecipe",
     "FeatureEntropyRecipe",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pathup.recipes.section import Fraction, Positive, Section
 
-__all__ = ["ABMILRecipe", "ClassifierTraining", "DownstreamRecipe", "ViTRecipe"]
+__all__ = ["ABMILRecipe", "ClassifierTraining", "DistillationRecipe", "DownstreamRecipe", "ViTRecipe"]
 
 
 class ClassifierTraining(Section):
@@ -28,6 +28,19 @@ class ClassifierTraining(Section):
     seed: int = Field(0, description="of weights, order and augmentation")
 
 
+class DistillationRecipe(Section):
+    """How a vision transformer is taught a frozen network's features of tissue, where no pretrained one is at hand."""
+
+    steps: Positive = Field(20000, description="optimiser steps")
+    batch_size: Positive = Field(32, description="crops a step")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's, falling to 0 at the end")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's")
+    warmup_steps: int = Field(200, ge=0, description="the first steps, over which the learning rate rises linearly")
+    evaluate_every: Positive = Field(500, description="steps between looks at 'val', and between checkpoints")
+    least_side: float = Field(0.5, gt=0, le=1, description="least side of a crop, as a share of the field's side")
+    seed: int = Field(0, description="of weights, order and crops")
+
+
 class ViTRecipe(ClassifierTraining):
     """A vision transformer (Dosovitskiy et al. 2020) on whole fields, resized to its input."""
 
@@ -37,6 +50,7 @@ class ViTRecipe(ClassifierTraining):
     width: Positive | None = Field(None, description="channels; unset: as timm's model has")
     heads: Positive | None = Field(None, description="attention heads; unset: as timm's model has")
     drop_path: Fraction = Field(0.1, description="stochastic depth")
+    distillation: DistillationRecipe = Field(DistillationRecipe(), description="of `pathup classify pretrain`")
 
     @model_validator(mode="after")
     def _check(self) -> ViTRecipe:
@@ -72,6 +86,10 @@ class DownstreamRecipe(Section):
     min_tissue: Fraction = Field(0.1, description="least stained fraction of a field that a region is cut into")
     augmentations: list[Literal["geometry", "colour", "stain", "randaugment"]] = Field(
         ["geometry", "colour", "stain", "randaugment"], description="what random augmentation consists of"
+    )
+    augmented_share: Fraction = Field(
+        0.5,
+        description="probability that random augmentation changes a training image; the others are shown as they are",
     )
     mixing: Literal["equal", "rare_first"] = Field(
         "equal",

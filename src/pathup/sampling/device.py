@@ -15,6 +15,7 @@ __all__ = [
     "Returning",
     "choose_device",
     "clear_memory_errors",
+    "computes_bfloat16",
     "peak_memory_bytes",
     "reduced_precision",
     "returned",
@@ -39,14 +40,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a CPU without them takes several times as long in it."""
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type != "cpu" or bool(asked())
+
+
 def reduced_precision(module: Any) -> torch.autocast:
     """Within it a float32 network on a CPU that has bfloat16 computes in that, in about half the time.
 
     For what is noised or averaged afterwards, never for an image's pixels. Elsewhere it does nothing: a CPU without
     bfloat16 would be slower in it.
     """
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    enabled = module.dtype == torch.float32 and module.device.type == "cpu" and bool(asked())
+    enabled = module.dtype == torch.float32 and module.device.type == "cpu" and computes_bfloat16(module.device)
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 

@@ -87,8 +87,10 @@ class SlideReader:
             )
         return (self._assume_mpp, self._assume_mpp)
 
-    def read_field(self, x: int, y: int, field_px_level0: int | tuple[int, int], out_px: int) -> np.ndarray:
-        """Read a rectangle and resize it to a square of `out_px`.
+    def read_field(
+        self, x: int, y: int, field_px_level0: int | tuple[int, int], out_px: int | tuple[int, int]
+    ) -> np.ndarray:
+        """Read a rectangle and resize it to a square of `out_px`, or to another rectangle.
 
         The pyramid level read is the coarsest that is not coarser than the result; resizing, if any is needed,
         is `RESIZE_FILTER` on that level's pixels of this field alone. Transparent pixels become white.
@@ -100,12 +102,12 @@ class SlideReader:
         field_px_level0
             Side of the field in level-0 pixels, or (width, height) where x and y have different scales.
         out_px
-            Side of the result in pixels.
+            Side of the result in pixels, or its (width, height).
 
         Returns
         -------
         numpy.ndarray
-            uint8 RGB, (out_px, out_px, 3).
+            uint8 RGB, (height, width, 3).
 
         Raises
         ------
@@ -113,17 +115,21 @@ class SlideReader:
             The field is empty or reaches outside the image (nothing is invented there), or the file is damaged.
         """
         width, height = (field_px_level0,) * 2 if isinstance(field_px_level0, int) else field_px_level0
-        if width < 1 or height < 1 or out_px < 1:
-            raise PathUpError(f"a field of {width} x {height} px and a result of {out_px} px were asked of {self.path}")
+        size = (out_px, out_px) if isinstance(out_px, int) else out_px
+        if width < 1 or height < 1 or min(size) < 1:
+            raise PathUpError(
+                f"a field of {width} x {height} px and a result of {size[0]} x {size[1]} px were asked of {self.path}"
+            )
         if x < 0 or y < 0 or x + width > self.size[0] or y + height > self.size[1]:
             raise PathUpError(
                 f"the field of {width} x {height} px at ({x}, {y}) reaches outside {self.path}, "
                 f"which is {self.size[0]} x {self.size[1]} px"
             )
-        return np.asarray(_resized(self._pixels(x, y, width, height, out_px), out_px))
+        reduction = min(width / size[0], height / size[1])
+        return np.asarray(_resized(self._pixels(x, y, width, height, reduction), size))
 
-    def _pixels(self, x: int, y: int, width: int, height: int, out_px: int) -> Image.Image:
-        """The field as RGB at the file's best resolution for `out_px`."""
+    def _pixels(self, x: int, y: int, width: int, height: int, reduction: float) -> Image.Image:
+        """The field as RGB at the file's best resolution for that many level-0 pixels a pixel."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -144,7 +150,7 @@ class RegionImage(SlideReader):
         super().__init__(path, (pixels_HWC.shape[1], pixels_HWC.shape[0]), _tiff_mpp(path), assume_mpp)
         self._image = Image.fromarray(pixels_HWC)
 
-    def _pixels(self, x: int, y: int, width: int, height: int, out_px: int) -> Image.Image:
+    def _pixels(self, x: int, y: int, width: int, height: int, reduction: float) -> Image.Image:
         return self._image.crop((x, y, x + width, y + height))
 
 
@@ -175,8 +181,8 @@ class Slide(SlideReader):
         fine = [i for i, d in enumerate(self.downsamples) if d <= max(1.0, reduction) * _LEVEL_TOLERANCE]
         return max(fine, key=lambda i: self.downsamples[i])
 
-    def _pixels(self, x: int, y: int, width: int, height: int, out_px: int) -> Image.Image:
-        level = self.level_for(min(width, height) / out_px)
+    def _pixels(self, x: int, y: int, width: int, height: int, reduction: float) -> Image.Image:
+        level = self.level_for(reduction)
         down = self.downsamples[level]
         held = self._slide.level_dimensions[level]
         size = (min(max(1, round(width / down)), held[0]), min(max(1, round(height / down)), held[1]))
@@ -247,8 +253,8 @@ def slide_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _resized(image: Image.Image, out_px: int) -> Image.Image:
-    return image if image.size == (out_px, out_px) else image.resize((out_px, out_px), RESIZE_FILTER)
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, RESIZE_FILTER)
 
 
 def _plausible(x: str | float | None, y: str | float | None) -> tuple[float, float] | None:

@@ -17,7 +17,7 @@ from pathup import storage
 from pathup.errors import PathUpError
 from pathup.recipes import LevelSpec, TilesRecipe
 from pathup.slides.reader import SlideReader, open_slide, slide_files
-from pathup.tiles.provenance import THUMBNAIL_PX, perceptual_hash
+from pathup.tiles.provenance import Looks, looks_of
 from pathup.tiles.regions import Region
 
 STAINED_DARKEST = 225
@@ -72,8 +72,8 @@ class Scan:
         Of the source file (or of a slide's several files); None where another region of the file has it.
     signature : list
         Sizes and modification times of the source's files, to notice a change.
-    perceptual_hash : str
-        See `provenance.perceptual_hash`.
+    looks : Looks
+        What the region is known again by.
     """
 
     fields: list[Field]
@@ -81,7 +81,7 @@ class Scan:
     area: list[int]
     sha256: str | None
     signature: list[list[int]]
-    perceptual_hash: str
+    looks: Looks
 
 
 def positions(length: int, field: int, stride: float) -> list[int]:
@@ -179,7 +179,7 @@ def scan_region(region: Region, recipe: TilesRecipe, *, hashed: bool = True, til
                 fields.append(field)
             left_out[level.name] = dict(reasons)
         x, y, width, height = area
-        looks = perceptual_hash(reader.read_field(x, y, (width, height), THUMBNAIL_PX))
+        looks = looks_of(reader, area, mpp)
     sha256 = source_sha256(region.file) if hashed else None
     return Scan(fields, left_out, [x, y, x + width, y + height], sha256, signature(region.file), looks)
 

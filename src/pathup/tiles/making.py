@@ -25,7 +25,7 @@ from pathup.recipes import Recipe, TilesRecipe, recipe_text, save_recipe
 from pathup.slides.images import image_size
 from pathup.slides.reader import SLIDE_SUFFIXES
 from pathup.tiles.cutting import Field, Scan, cut_region, scan_region, signature
-from pathup.tiles.provenance import SourceRegion, check_apart, write_sources
+from pathup.tiles.provenance import Looks, SourceRegion, check_apart, write_sources
 from pathup.tiles.regions import SPLITS, Region
 from pathup.tiles.sources import Source, find_source
 from pathup.tiles.splits import Area, check_tissue, split_regions
@@ -182,7 +182,8 @@ def _changed(file: Path) -> PathUpError:
 
 def _read_scan(note: Path) -> Scan:
     values = storage.read_json(note)
-    return Scan(**values | {"fields": [Field(**field) for field in values["fields"]]})
+    fields = [Field(**field) for field in values["fields"]]
+    return Scan(**values | {"fields": fields, "looks": Looks(**values["looks"])})
 
 
 def _choose(
@@ -213,7 +214,7 @@ def _source(region: Region, scan: Scan) -> SourceRegion:
     left, top, right, bottom = scan.area
     return SourceRegion(
         region.name, region.label, region.slide, region.patient, str(scan.sha256), (left, top, right, bottom),
-        scan.perceptual_hash,
+        **asdict(scan.looks),
     )  # fmt: skip
 
 

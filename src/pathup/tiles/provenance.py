@@ -1,8 +1,8 @@
 """Which regions tiles are of, and what each looks like, so that the same tissue is known again under another name.
 
-When tiles are cut, a perceptual hash of every region is kept beside them (``sources.jsonl``); a model that is trained
-on the tiles takes the list along, and images drawn by the model, too. Whoever holds regions back can so see, without
-the slides, whether a model has seen them.
+When tiles are cut, a perceptual hash and landmarks of every region are kept beside them (``sources.jsonl``); a model
+that is trained on the tiles takes the list along, and images drawn by the model, too. Whoever holds regions back can so
+see, without the slides, whether a model has seen them or a part of them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from scipy.fft import dctn
 
 from pathup import storage
 from pathup.errors import PathUpError
+from pathup.slides.reader import SlideReader
+from pathup.tiles.landmarks import AGREEING, agreeing, check_landmarks, region_landmarks
 from pathup.tiles.regions import SPLITS
 
 __all__ = [
     "ALIKE",
     "SOURCES_FILE",
     "THUMBNAIL_PX",
+    "Looks",
     "SourceRegion",
+    "alike",
     "carry_sources",
     "check_apart",
+    "looks_of",
     "perceptual_hash",
     "read_sources",
     "resemblance",
@@ -50,6 +55,23 @@ LEAST_CONTRAST = 2.0
 
 
 @dataclass(frozen=True)
+class Looks:
+    """What a region is known again by.
+
+    Attributes
+    ----------
+    perceptual_hash
+        See there; empty for a blank region.
+    landmarks, mirrored
+        See `landmarks.region_landmarks`.
+    """
+
+    perceptual_hash: str
+    landmarks: str = ""
+    mirrored: str = ""
+
+
+@dataclass(frozen=True)
 class SourceRegion:
     """A region that tiles were cut from.
 
@@ -63,6 +85,10 @@ class SourceRegion:
         Left, top, right, bottom in it, in level-0 pixels.
     perceptual_hash
         See there; empty for a blank region.
+    landmarks
+        See `landmarks.region_landmarks`; empty in lists of PathUp before 0.2.
+    mirrored
+        Those of the mirror image; only where the pixels are at hand, not in files.
     """
 
     region: str
@@ -72,6 +98,8 @@ class SourceRegion:
     sha256: str
     area: tuple[int, int, int, int]
     perceptual_hash: str
+    landmarks: str = ""
+    mirrored: str = ""
 
     def overlaps(self, other: SourceRegion) -> bool:
         """Whether both are of files of one content and share more than one pixel's width there."""
@@ -79,6 +107,22 @@ class SourceRegion:
         wide = min(right, other.area[2]) - max(left, other.area[0])
         high = min(bottom, other.area[3]) - max(top, other.area[1])
         return self.sha256 == other.sha256 and wide > 1 and high > 1
+
+
+def looks_of(reader: SlideReader, box: tuple[int, int, int, int], mpp: tuple[float, float]) -> Looks:
+    """What a rectangle of a slide is known again by.
+
+    Parameters
+    ----------
+    reader
+        Of the file.
+    box
+        x, y, width, height in level-0 pixels.
+    mpp
+        Micrometres a level-0 pixel in x and y.
+    """
+    thumbnail = reader.read_field(*box[:2], box[2:], THUMBNAIL_PX)
+    return Looks(perceptual_hash(thumbnail), *region_landmarks(reader, box, mpp))
 
 
 def perceptual_hash(pixels_HWC: np.ndarray) -> str:
@@ -115,15 +159,29 @@ def resemblance(ones: Sequence[str], others: Sequence[str]) -> np.ndarray:
     return found
 
 
+def alike(ones: Sequence[Looks | SourceRegion], others: Sequence[Looks | SourceRegion]) -> np.ndarray:
+    """Whether each one and each other look like the same tissue, or part of it, bool (len(ones), len(others)).
+
+    Flipped ones are only known again where one of the two has its mirrored landmarks.
+    """
+    hashes = [[side.perceptual_hash for side in sides] for sides in (ones, others)]
+    marks = [[side.landmarks for side in sides] for sides in (ones, others)]
+    mirrored = [[side.mirrored for side in sides] for sides in (ones, others)]
+    found = np.maximum(
+        agreeing(marks[0], marks[1]),
+        agreeing(mirrored[0], marks[1]) if any(mirrored[0]) else agreeing(marks[0], mirrored[1]),
+    )
+    return (resemblance(*hashes) >= ALIKE) | (found >= AGREEING)
+
+
 def shared_tissue(
     ones: Sequence[SourceRegion], others: Sequence[SourceRegion]
 ) -> list[tuple[SourceRegion, SourceRegion]]:
     """The pairs of regions, one of each list, that hold the same tissue: of one file and place, or alike."""
     if not ones or not others:
         return []
-    alike = resemblance([one.perceptual_hash for one in ones], [other.perceptual_hash for other in others]) >= ALIKE
     same = np.array([[one.overlaps(other) for other in others] for one in ones])
-    return [(ones[row], others[column]) for row, column in np.argwhere(alike | same)]
+    return [(ones[row], others[column]) for row, column in np.argwhere(alike(ones, others) | same)]
 
 
 def check_apart(regions: Iterable[tuple[str, SourceRegion]]) -> None:
@@ -149,7 +207,8 @@ def check_apart(regions: Iterable[tuple[str, SourceRegion]]) -> None:
 
 def write_sources(folder: Path, regions: Sequence[SourceRegion]) -> None:
     """Write ``sources.jsonl``, a region a line."""
-    rows = (json.dumps(asdict(region), ensure_ascii=False) for region in regions)
+    told = [asdict(region) for region in regions]
+    rows = (json.dumps({k: v for k, v in row.items() if k != "mirrored"}, ensure_ascii=False) for row in told)
     storage.write_text(folder / SOURCES_FILE, "".join(f"{row}\n" for row in rows))
 
 
@@ -168,6 +227,7 @@ def read_sources(folder: Path) -> list[SourceRegion] | None:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         found = [SourceRegion(**row | {"area": tuple(row["area"])}) for row in rows]
         _signs([region.perceptual_hash for region in found])
+        check_landmarks([region.landmarks for region in found])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PathUpError(f"{path} is damaged ({error}); cut the tiles again, or copy it anew") from error
     return found
