@@ -131,9 +131,37 @@ def test_in_the_grey_view_stain_is_not_seen(source, recipe, tmp_path):
     assert not torch.allclose(bags[0].sample(fields[0]), bags[1].sample(fields[0]))
 
 
+@pytest.mark.parametrize("kind", [ViTClassifier, ABMILClassifier])
+def test_a_share_of_training_samples_is_augmented_and_the_others_are_as_they_are(source, recipe, tmp_path, kind):
+    field = region_fields(labelled_regions(source, recipe), recipe)[0]
+    counts = {}
+    for share in (0.0, 0.5, 1.0):
+        own = recipe_with(recipe, {"downstream.augmented_share": share}, source="test")
+        classifier = kind(own, tmp_path, ("geometry", "stain"))
+        classifier.prepare([field], training=True)
+        plain = classifier.sample(field)
+        counts[share] = sum(not torch.equal(classifier.sample(field, position), plain) for position in range(60))
+    assert counts[0.0] == 0
+    assert 18 <= counts[0.5] <= 42  # 30 and three standard deviations
+    assert counts[1.0] == 60
+    assert not kind(recipe, tmp_path).is_augmented(0)  # where nothing augments
+
+
+def test_augmented_features_are_the_same_for_every_seed(source, recipe, tmp_path):
+    field = region_fields(labelled_regions(source, recipe), recipe)[0]
+    one = ABMILClassifier(recipe, tmp_path, ("geometry",))
+    one.prepare([field], training=True)
+    kept = sorted(tmp_path.rglob("*.npy"))
+    other = recipe_with(recipe, {"downstream.abmil.seed": 5}, source="test")
+    ABMILClassifier(other, tmp_path, ("geometry",)).prepare([field], training=True)
+    assert sorted(tmp_path.rglob("*.npy")) == kept
+    assert len(kept) == 1 + recipe.downstream.abmil.variants
+
+
 def test_an_augmented_image_is_the_same_whether_remembered_or_made_anew(source, recipe, tmp_path, monkeypatch):
     fields = region_fields(labelled_regions(source, recipe), recipe)[:2]
-    one, other = (ViTClassifier(recipe, tmp_path, ("geometry", "colour")) for _ in range(2))
+    always = recipe_with(recipe, {"downstream.augmented_share": 1}, source="test")
+    one, other = (ViTClassifier(always, tmp_path, ("geometry", "colour")) for _ in range(2))
     one.prepare(fields, training=True)
     asked_for = [(field, position) for position in (0, 7) for field in fields]
     first = [one.sample(*key) for key in asked_for]

@@ -123,8 +123,41 @@ def test_a_generator_that_has_seen_a_test_region_is_refused(place, tmp_path):
         table6(asked(place, tmp_path / "out", model=model))
 
 
+def test_images_that_were_drawn_before_serve_and_are_counted_first(done, place, tmp_path):
+    images, more = tmp_path / "images", done / "synthetic_more/B"
+    shutil.copytree(done / "synthetic", images)
+    out = tmp_path / "out"
+    with pytest.raises(PathUpError, match=r"too few for --images 2 and .* \(B 2 of 4\)"):
+        table6(asked(place, out, model=None, synthetic=(images,)))
+    own = asked(place, out, model=None, synthetic=(images, more), resume=True)
+    steps = plan(own)
+    assert len(steps) == len(plan(asked(place, out))) - 2  # nothing is to be drawn
+    assert all(step.needs() for step in steps)
+    next(step for step in steps if step.lock == "abmil_rare_first_1").do()
+    notes = json.loads((out / "runs/abmil_rare_first_1/model/classifier.json").read_text())
+    assert notes["synthetic_fields"] == {"A": 0, "B": 4}
+
+
+def test_the_vit_of_every_arm_starts_from_pretrained_weights(place, tmp_path):
+    start = runs.pretrain(runs.PretrainRequest(
+        regions=place / "regions", output=tmp_path / "start", recipe=load_recipe(place / "recipe.yaml"), changes={},
+        device="cpu",
+    ))  # fmt: skip
+    own = asked(place, tmp_path / "out", pretrained=start)
+    (tmp_path / "out/synthetic").mkdir(parents=True)
+    for kind in ("vit", "abmil"):
+        step = next(step for step in plan(own) if step.lock == f"{kind}_real_0")
+        step.do()
+        notes = json.loads((tmp_path / f"out/runs/{kind}_real_0/model/classifier.json").read_text())
+        assert notes["pretrained"] == ("vit.safetensors" if kind == "vit" else None)
+
+
 def test_a_senseless_request_is_one_sentence(place, tmp_path):
-    for values, said in (({"model": None}, "needs --model"), ({"seeds": 1}, "at least 2")):
+    cases = (
+        ({"model": None}, "needs either --model"), ({"synthetic": (place,)}, "needs either --model"),
+        ({"seeds": 1}, "at least 2"),
+    )  # fmt: skip
+    for values, said in cases:
         with pytest.raises(PathUpError, match=said):
             asked(place, tmp_path / "out", **values)
 

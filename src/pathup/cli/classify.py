@@ -25,7 +25,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")]
 Cache = Annotated[
     Path | None,
-    typer.Option(help="Where what was read of regions is kept; runs may share it. [default: OUTPUT/cache]"),
+    typer.Option(help="Where what was read of regions is kept; runs may share it. [default: OUTPUT/.cache]"),
 ]
 
 

@@ -40,6 +40,9 @@ __all__ = [
 
 Progress = Callable[[str, int, int], None]
 
+CACHE = ".cache"
+"""In an output folder: hidden, so that one which holds nothing else is taken for new."""
+
 REGIONS, FIELDS, CHECKED = "regions.json", "fields.json", "checked.json"
 """Of a cache: what was found of regions and of their squares, and between what there is no leak."""
 
@@ -111,7 +114,7 @@ def pretrain(request: PretrainRequest) -> Path:
     """
     recipe = recipe_with(request.recipe, request.changes, source="classify pretrain")
     _set_threads(request.threads)
-    device, cache = choose_device(request.device), request.cache or request.output / "cache"
+    device, cache = choose_device(request.device), request.cache or request.output / CACHE
     vit = ViTClassifier(recipe, cache)
     bags = ABMILClassifier(recipe, cache, features=request.features, device=device)
     regions = labelled_regions(request.regions, recipe, cache / REGIONS)
@@ -139,7 +142,7 @@ def train(request: TrainRequest) -> Path:
     recipe = recipe_with(request.recipe, request.changes, source="classify train")
     _set_threads(request.threads)
     device = choose_device(request.device)
-    cache = request.cache or request.output / "cache"
+    cache = request.cache or request.output / CACHE
     kind = _kind(
         request.name, recipe, cache, recipe.downstream.augmentations if request.augment else (),
         features=request.features, pretrained=request.pretrained, device=device,
@@ -254,7 +257,7 @@ def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = No
     """
     _set_threads(request.threads)
     device, tell = choose_device(request.device), progress or (lambda stage, done, total: None)
-    kind, network, notes = load_classifier(request.model, request.cache or request.output / "cache", device)
+    kind, network, notes = load_classifier(request.model, request.cache or request.output / CACHE, device)
     if request.attention and not isinstance(kind, ABMILClassifier):
         raise PathUpError(f"{kind.title} has no attention over patches; leave --attention out, or evaluate abmil")
     if request.split not in SPLITS:

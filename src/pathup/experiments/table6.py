@@ -160,7 +160,7 @@ def _check_images(request: Table6Request) -> None:
 
 def _rare_first(request: Table6Request, recipe: Recipe) -> dict[str, int]:
     """How many images each class gets where rare classes are filled first: in all, as many as the arm beside it."""
-    real = runs.training_counts(request.data, recipe, request.output / "cache")
+    real = runs.training_counts(request.data, recipe, request.output / runs.CACHE)
     return allotted(real, request.images * len(recipe.labels), "rare_first")
 
 
@@ -192,7 +192,7 @@ def _generate(request: Table6Request, folder: Path, label: str, count: int, *, s
 
 
 def _carry_out(request: Table6Request, job: Job) -> None:
-    arm, cache = job.arm, request.output / "cache"
+    arm, cache = job.arm, request.output / runs.CACHE
     changes: dict[str, Any] = {f"downstream.{job.classifier}.seed": job.seed}
     if arm.mixing is not None:
         changes["downstream.mixing"] = arm.mixing
