@@ -119,7 +119,7 @@ def test_a_cut_out_of_a_test_region_is_refused_wherever_it_is_planted(large, dra
 
 
 def test_weights_and_classifiers_that_do_not_say_what_they_saw_are_taken(source, recipe, tmp_path):
-    """Of weights from elsewhere (ImageNet) nobody asks for a list; classifiers before 0.2 have none."""
+    """Of weights from elsewhere (ImageNet) nobody asks for a list; older classifiers have none."""
     check_start(held(source, recipe), tmp_path / "vit.safetensors")
     check_judged(held(source, recipe), tmp_path)
     assert region_fields(held(source, recipe), recipe)

@@ -86,7 +86,7 @@ class SourceRegion:
     perceptual_hash
         See there; empty for a blank region.
     landmarks
-        See `landmarks.region_landmarks`; empty in lists of PathUp before 0.2.
+        See `landmarks.region_landmarks`; empty in older lists.
     mirrored
         Those of the mirror image; only where the pixels are at hand, not in files.
     """
