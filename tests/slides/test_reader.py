@@ -64,6 +64,15 @@ def test_a_field_of_a_region_image_is_its_pixels(tmp_path: Path) -> None:
         assert np.array_equal(region.read_field(7, 3, 16, 16), pixels[3:19, 7:23])
         shrunk = Image.fromarray(pixels[0:40, 0:40]).resize((10, 10), RESIZE_FILTER)
         assert np.array_equal(region.read_field(0, 0, 40, 10), np.asarray(shrunk))
+        oblong = Image.fromarray(pixels[0:40, 0:60]).resize((30, 10), RESIZE_FILTER)
+        assert np.array_equal(region.read_field(0, 0, (60, 40), (30, 10)), np.asarray(oblong))
+
+
+def test_an_oblong_field_is_of_the_level_that_is_fine_enough_both_ways(pyramid: Path) -> None:
+    with Slide(pyramid) as slide, openslide.OpenSlide(pyramid) as plain:
+        read = slide.read_field(0, 0, (512, 384), (128, 192))  # 4 times one way, twice the other: level 1
+        expected = plain.read_region((0, 0), 1, (256, 192)).convert("RGB").resize((128, 192), RESIZE_FILTER)
+    assert np.array_equal(read, np.asarray(expected))
 
 
 def test_shrinking_averages_over_the_area(tmp_path: Path) -> None:

@@ -127,14 +127,14 @@ def evaluate(
 
     Example: pathup classify evaluate runs/abmil --regions regions.csv --output scores --attention.
     """
-    from pathup.downstream import runs
+    from pathup.downstream import judging
 
-    request = runs.EvaluateRequest(
+    request = judging.EvaluateRequest(
         model=model, regions=regions, output=output, split=split, attention=attention, cache=cache, device=device,
         threads=threads,
     )  # fmt: skip
     with Bars() as bars:
-        scores = runs.evaluate_classifier(request, bars)
+        scores = judging.evaluate_classifier(request, bars)
     low, high = scores["mean_interval"]
     told = ", ".join(f"{label} {value:.2f}" for label, value in scores["f_scores"].items())
     typer.echo(f"F-scores of {scores['regions']} regions: {told} (95 % interval of the mean {low:.2f} to {high:.2f})")

@@ -1,4 +1,4 @@
-"""``pathup classify train`` and ``evaluate``: from regions and synthetic images to a model, and to its F-scores."""
+"""``pathup classify pretrain`` and ``train``: from regions and synthetic images to a model."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from pathup import __version__, draws, storage
-from pathup.downstream.attention_maps import attention_map
+from pathup import draws, storage
 from pathup.downstream.classifiers import ABMILClassifier, Classifier, ViTClassifier, classifier
 from pathup.downstream.distillation import distil
 from pathup.downstream.fields import Field, LabelledRegion, labelled_regions, region_fields
-from pathup.downstream.leaks import check_judged, check_start, check_synthetic
-from pathup.downstream.scores import Predictions, f_scores, mean_f_interval, write_predictions
+from pathup.downstream.leaks import check_start, check_synthetic
 from pathup.downstream.synthetic import mixed, synthetic_fields
-from pathup.downstream.training import NOTE, WEIGHTS, mean_probabilities, probabilities, train_classifier
+from pathup.downstream.training import train_classifier
 from pathup.errors import PathUpError
-from pathup.recipes import Recipe, load_recipe, recipe_with
+from pathup.recipes import Recipe, recipe_with
 from pathup.sampling.device import choose_device
 from pathup.tiles.provenance import read_sources
 from pathup.tiles.regions import SPLITS
 
 __all__ = [
-    "EvaluateRequest",
+    "CACHE",
+    "CHECKED",
+    "FIELDS",
+    "REGIONS",
     "PretrainRequest",
     "TrainRequest",
-    "evaluate_classifier",
+    "few",
+    "kind_of",
     "pretrain",
+    "set_threads",
     "train",
     "training_counts",
+    "with_synthetic",
 ]
 
 Progress = Callable[[str, int, int], None]
@@ -76,20 +77,6 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    """``pathup classify evaluate``: the fields are its arguments and options (docs/commands.md)."""
-
-    model: Path
-    regions: Path
-    output: Path
-    split: str = "test"
-    attention: bool = False
-    cache: Path | None = None
-    device: str = "auto"
-    threads: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class PretrainRequest:
     """``pathup classify pretrain``: the fields are its options (docs/commands.md)."""
 
@@ -113,7 +100,7 @@ def pretrain(request: PretrainRequest) -> Path:
         The regions or the recipe do not fit, the folder holds another run, or training fails.
     """
     recipe = recipe_with(request.recipe, request.changes, source="classify pretrain")
-    _set_threads(request.threads)
+    set_threads(request.threads)
     device, cache = choose_device(request.device), request.cache or request.output / CACHE
     vit = ViTClassifier(recipe, cache)
     bags = ABMILClassifier(recipe, cache, features=request.features, device=device)
@@ -140,10 +127,10 @@ def train(request: TrainRequest) -> Path:
         the folder holds another run, or training fails.
     """
     recipe = recipe_with(request.recipe, request.changes, source="classify train")
-    _set_threads(request.threads)
+    set_threads(request.threads)
     device = choose_device(request.device)
     cache = request.cache or request.output / CACHE
-    kind = _kind(
+    kind = kind_of(
         request.name, recipe, cache, recipe.downstream.augmentations if request.augment else (),
         features=request.features, pretrained=request.pretrained, device=device,
     )  # fmt: skip
@@ -243,98 +230,17 @@ def few(regions: Sequence[LabelledRegion], per_class: int | None, seed: int) -> 
     return [region for region in regions if region.split != "train" or region.region.name in kept]
 
 
-def evaluate_classifier(request: EvaluateRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """Name the classes of a split's regions; returns what ``scores.json`` holds.
-
-    ``OUT/predictions.csv`` has a row a region; ``OUT/attention/REGION.png`` shows where attention MIL looked, where
-    that is asked for.
-
-    Raises
-    ------
-    PathUpError
-        The model or the regions cannot be read, attention is asked of a classifier that has none, or the folder holds
-        what another classifier or other regions gave.
-    """
-    _set_threads(request.threads)
-    device, tell = choose_device(request.device), progress or (lambda stage, done, total: None)
-    kind, network, notes = load_classifier(request.model, request.cache or request.output / CACHE, device)
-    if request.attention and not isinstance(kind, ABMILClassifier):
-        raise PathUpError(f"{kind.title} has no attention over patches; leave --attention out, or evaluate abmil")
-    if request.split not in SPLITS:
-        raise PathUpError(f"split '{request.split}' is none of {', '.join(SPLITS)}")
-    regions = labelled_regions(request.regions, kind.recipe, kind.cache / REGIONS)
-    own = [region for region in regions if region.split == request.split]
-    if request.split == "test":
-        check_judged(own, trained_folder(request.model), kind.cache / CHECKED)
-    fields = region_fields(own, kind.recipe, kind.cache / FIELDS)
-    identity = {"classifier": notes, "split": request.split, "fields": [field.identity() for field in fields]}
-    storage.claim_folder(request.output, "classify evaluate", identity, resume=True)
-    kind.prepare(fields, training=False, progress=lambda done, total: tell("fields", done, total))
-    predictions = predicted(kind, network, fields, device)
-    write_predictions(request.output / "predictions.csv", predictions)
-    if isinstance(kind, ABMILClassifier) and request.attention:
-        for done, field in enumerate(fields, start=1):
-            attention_map(kind, network, field, request.output / "attention" / f"{field.name}.png")
-            tell("attention", done, len(fields))
-    low, high = mean_f_interval(predictions)
-    scores = {
-        "pathup": __version__, "model": notes, "split": request.split, "regions": len(predictions.regions),
-        "f_scores": f_scores(predictions.truth, predictions.named, predictions.labels),
-        "mean_interval": [low, high], "confusion": predictions.confusion().tolist(), "labels": predictions.labels,
-    }  # fmt: skip
-    storage.write_json(request.output / "scores.json", scores)
-    return scores
-
-
-def predicted(kind: Classifier, network: torch.nn.Module, fields: Sequence[Field], device: torch.device) -> Predictions:
-    """What a classifier says of the regions of fields."""
-    first, found = mean_probabilities(fields, probabilities(kind, network, fields, device))
-    return Predictions(kind.recipe.labels, [f.region for f in first], [f.label for f in first], np.asarray(found))
-
-
-def trained_folder(folder: Path) -> Path:
-    """Where a classifier is: the folder itself, or ``model`` in it.
-
-    Raises
-    ------
-    PathUpError
-        It is in neither.
-    """
-    found = next((place for place in (folder, folder / "model") if (place / NOTE).is_file()), None)
-    if found is None:
-        raise PathUpError(
-            f"{folder} holds no trained classifier: {NOTE} was needed, as 'pathup classify train' writes at the end"
-        )
-    return found
-
-
-def load_classifier(
-    folder: Path, cache: Path, device: torch.device
-) -> tuple[Classifier, torch.nn.Module, dict[str, Any]]:
-    """A trained classifier: its kind, its network, and what ``classifier.json`` says.
-
-    Raises
-    ------
-    PathUpError
-        There is none, or its files are damaged.
-    """
-    found = trained_folder(folder)
-    notes = dict(storage.read_json(found / NOTE))
-    recipe = load_recipe(found / "recipe.yaml")
-    features = str(notes.get("features", {}).get("option", "atlas"))
-    kind = _kind(str(notes["classifier"]), recipe, cache, (), features=features, pretrained=None, device=device)
-    network = kind.network().to(device)
-    try:
-        network.load_state_dict(load_file(found / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise PathUpError(f"{found / WEIGHTS} cannot be read ({str(error).splitlines()[0]}); train it again") from error
-    return kind, network, notes
-
-
-def _kind(
+def kind_of(
     name: str, recipe: Recipe, cache: Path, augmentations: Sequence[str], *, features: str, pretrained: Path | None,
     device: torch.device,
 ) -> Classifier:  # fmt: skip
+    """A classifier that is shown fields of a recipe.
+
+    Raises
+    ------
+    PathUpError
+        There is none of that name, weights to start from are given to one that has none, or the features are unknown.
+    """
     kind = classifier(name)
     if kind is ABMILClassifier:
         if pretrained is not None:
@@ -343,6 +249,7 @@ def _kind(
     return ViTClassifier(recipe, cache, augmentations, pretrained=pretrained)
 
 
-def _set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many CPU threads; None: as many as it does."""
     if threads is not None:
         torch.set_num_threads(threads)

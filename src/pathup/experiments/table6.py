@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pathup import storage
-from pathup.downstream import runs
+from pathup.downstream import judging, runs
 from pathup.downstream.scores import Predictions, read_predictions
 from pathup.downstream.synthetic import allotted, synthetic_fields
 from pathup.errors import PathUpError
@@ -206,6 +206,6 @@ def _carry_out(request: Table6Request, job: Job) -> None:
         real_per_class=arm.real_per_class, augment=arm.augment, features=request.features, changes=changes, cache=cache,
         pretrained=request.pretrained if job.classifier == "vit" else None, device=request.device, resume=True,
     ))  # fmt: skip
-    runs.evaluate_classifier(runs.EvaluateRequest(
+    judging.evaluate_classifier(judging.EvaluateRequest(
         model=run, regions=request.data, output=request.scores_of(job), cache=cache, device=request.device,
     ))  # fmt: skip
