@@ -108,7 +108,7 @@ def attention_map(
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     with open_slide(region.region.file, region.mpp[0]) as reader:
         pixels = reader.read_field(left, top, (right - left, bottom - top), size)
-    figure, axes = plt.subplots(1, 2, figsize=(14, 7 * size[1] / size[0] + 0.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(14, 6.2 * size[1] / size[0] + 0.5), layout="constrained")
     try:
         for panel, shown in zip(axes, (pixels, overlay(pixels, shares, np.array(values))), strict=True):
             panel.imshow(shown)

@@ -39,7 +39,7 @@ ENCODED_AT_ONCE = 64
 """Patches."""
 
 KEPT_BYTES = 2**30
-"""Of augmented images that are remembered."""
+"""Of what was shown and is remembered: each learning rate that is tried comes to the same samples."""
 
 
 class Classifier(ABC):
@@ -60,6 +60,8 @@ class Classifier(ABC):
 
     def __init__(self, recipe: Recipe, cache: Path, augmentations: Sequence[str] = ()) -> None:
         self.recipe, self.cache, self.augmentations = recipe, cache, tuple(augmentations)
+        self._shown: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._shown_bytes = 0
 
     @property
     @abstractmethod
@@ -86,6 +88,16 @@ class Classifier(ABC):
         """What a result says of it."""
         return {"classifier": self.name}
 
+    def remembered(self, key: tuple[Any, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` gives, and gave when `key` was first asked for, as long as there is room to remember it."""
+        if key in self._shown:
+            return self._shown[key]
+        found = make()
+        if self._shown_bytes + found.nbytes <= KEPT_BYTES:
+            self._shown[key] = found
+            self._shown_bytes += found.nbytes
+        return found
+
     def is_augmented(self, position: int) -> bool:
         """Whether random augmentation changes what stands at a position of training: `augmented_share` of them."""
         rng = draws.numpy_generator(self.spec.seed, "is augmented", position)
@@ -108,7 +120,6 @@ class ViTClassifier(Classifier):
     ) -> None:
         super().__init__(recipe, cache, augmentations)
         self._pretrained = pretrained
-        self._shown: dict[tuple[str, int], torch.Tensor] = {}
 
     @property
     def spec(self) -> ViTRecipe:
@@ -147,17 +158,16 @@ class ViTClassifier(Classifier):
                 progress(done, len(fields))
 
     def sample(self, field: Field, position: int | None = None) -> torch.Tensor:
-        """uint8 (3, H, W). An augmented one is remembered: each learning rate that is tried comes to the same ones."""
-        if position is None or not self.is_augmented(position):
-            return self.as_seen(self.kept(field, self.spec.input_px))
-        key = field.identity(), position
-        if key in self._shown:
-            return self._shown[key]
-        pixels = self.kept(field, self.spec.input_px)
-        found = self.as_seen(augmented(pixels, self.augmentations, self.spec.seed, position))
-        if len(self._shown) * found.numel() < KEPT_BYTES:
-            self._shown[key] = found
-        return found
+        """uint8 (3, H, W)."""
+
+        def make() -> torch.Tensor:
+            pixels = self.kept(field, self.spec.input_px)
+            if not changed:
+                return self.as_seen(pixels)
+            return self.as_seen(augmented(pixels, self.augmentations, self.spec.seed, position or 0))
+
+        changed = position is not None and self.is_augmented(position)
+        return self.remembered((field.identity(), position if changed else None), make)
 
     def kept(self, field: Field, side_px: int) -> np.ndarray:
         """A field resized to a square, uint8 (side_px, side_px, 3): from the cache, where it is kept."""
@@ -230,7 +240,8 @@ class ABMILClassifier(Classifier):
         chosen = None
         if position is not None and self.is_augmented(position):
             chosen = draws.seed_of(self.spec.seed, "variant", position) % self.spec.variants
-        return torch.from_numpy(_load(self._file(field, chosen)).copy())
+        key = field.identity(), chosen
+        return self.remembered(key, lambda: torch.from_numpy(_load(self._file(field, chosen)).copy()))
 
     def batch(self, samples: list[torch.Tensor]) -> Batch:
         """Bags (B, N, D) and their mask (B, N)."""
