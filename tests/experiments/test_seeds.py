@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pathup.experiments.seeds import difference, mean_std
+from pathup.experiments.seeds import difference, holm, mean_std
 
 
 def test_a_difference_is_that_of_the_paired_t_test():
@@ -31,3 +31,10 @@ def test_without_any_spread_there_is_no_test():
 
 def test_the_deviation_is_that_of_a_sample():
     assert mean_std(np.array([1.0, 3.0])) == pytest.approx((2.0, np.sqrt(2)))
+
+
+def test_p_is_corrected_for_the_number_of_tests_that_gave_one():
+    """Holm: the smallest times 3, the next times 2, the largest as it is, none below one before it."""
+    assert holm([0.04, None, 0.01, 0.03]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
+    assert holm([None]) == [None]
+    assert holm([]) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -74,7 +75,24 @@ def test_every_arm_and_seed_is_there_and_its_figures_are_those_of_its_prediction
         name = f"{row['classifier']}_{row['arm']}_{row['seed']}"
         kept = read_predictions(done / "scores" / name / "predictions.csv")
         assert row["f_scores"] == pytest.approx(f_scores(kept.truth, kept.named, kept.labels))
+    with (done / "predictions.csv").open() as file:
+        every = list(csv.DictReader(file))
+    assert len(every) == 4 * len(jobs)  # two test regions of each class
+    one = [row for row in every if (row["classifier"], row["arm"], row["seed"]) == ("abmil", "both", "1")]
+    kept = read_predictions(done / "scores/abmil_both_1/predictions.csv")
+    assert [(row["region"], row["label"], row["predicted"]) for row in one] == list(
+        zip(kept.regions, kept.truth, kept.named, strict=True)
+    )
+    means = {(row["classifier"], row["arm"], row["seed"]): row["f_scores"]["mean"] for row in content["rows"]}
+    for told in content["over_the_curve"]:
+        gains = [
+            np.mean([means[told["classifier"], f"synthetic{of}", seed] - means[told["classifier"], f"real{of}", seed]
+                     for of in ("", "_of_1")]) for seed in (0, 1)
+        ]  # fmt: skip
+        assert told["mean"] == pytest.approx(np.mean(gains))
+    assert all(gap["p_holm"] is None or gap["p_holm"] >= gap["p"] for gap in content["differences"])
     page = (done / "table6.md").read_text()
+    assert "start from random weights" in page
     for kind in ("ViT", "attention MIL"):
         for arm in TABLE6:
             assert f"| {kind}, {arm.title} |" in page

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
-__all__ = ["Difference", "difference", "mean_std"]
+__all__ = ["Difference", "difference", "holm", "mean_std"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,10 @@ def difference(values_S: np.ndarray, other_S: np.ndarray) -> Difference:
     reach = float(stats.t.ppf(0.975, len(gaps) - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, len(gaps) - 1))
     return Difference(mean, mean - reach, mean + reach, p)
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """The p of several tests, corrected for their number (Holm 1979); where a test gave none, none."""
+    there = [value for value in values if value is not None]
+    corrected = iter(multipletests(there, method="holm")[1].tolist() if there else [])
+    return [None if value is None else next(corrected) for value in values]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from pathup.downstream.scores import Predictions, difference_interval, f_scores
 from pathup.evaluation.plots import save_figure
 from pathup.experiments.classifier_arms import CURVE, FEW, TABLE6, ClassifierArm, Job, sweep
 from pathup.experiments.pages import markdown
-from pathup.experiments.seeds import difference, mean_std
+from pathup.experiments.seeds import difference, holm, mean_std
 from pathup.recipes import Recipe
 
 __all__ = ["write_table6"]
@@ -53,11 +56,16 @@ def write_table6(
         for arm in arms.values()
         if arm.beside is not None
     ]
+    for gap, corrected in zip(gaps, holm([gap["p"] for gap in gaps]), strict=True):
+        gap["p_holm"] = corrected
     content = {
         "experiment": "table6", "version": __version__, "recipe": recipe.name, "seeds": seeds, "images": images,
         "augmentations": recipe.downstream.augmentations, "regions": len(next(iter(found.values())).regions),
+        "pretrained": next((own["pretrained"] for own in notes.values() if own.get("pretrained")), None),
         "rows": rows, "differences": gaps,
+        "over_the_curve": [_over_the_curve(kind, rows, seeds) for kind in CLASSIFIERS],
     }  # fmt: skip
+    _write_predictions(output / "predictions.csv", found)
     storage.write_json(output / "table6.json", content)
     _plot(rows, output / "table6.png")
     storage.write_text(output / "table6.md", _page(content, recipe))
@@ -75,7 +83,33 @@ def _gap(kind: str, arm: ClassifierArm, beside: ClassifierArm, found: dict[Job, 
     }  # fmt: skip
 
 
+def _over_the_curve(kind: str, rows: list[Row], seeds: int) -> Row:
+    """What synthetic images add, averaged over all numbers of real regions, seed by seed: one test for all of them."""
+    means = {(row["arm"], row["seed"]): row["f_scores"]["mean"] for row in rows if row["classifier"] == kind}
+    real, synthetic = (
+        np.mean([[means[arm, seed] for seed in range(seeds)] for arm in (name, *(f"{name}_of_{k}" for k in FEW))], 0)
+        for name in ("real", "synthetic")
+    )
+    return {"classifier": kind, **asdict(difference(synthetic, real))}
+
+
+def _write_predictions(path: Path, found: dict[Job, Predictions]) -> None:
+    """All predictions as one CSV, a row a job and region: what every figure here can be computed from."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    labels = next(iter(found.values())).labels
+    rows.writerow(["classifier", "arm", "seed", "region", "label", "predicted", *(f"p_{label}" for label in labels)])
+    for job, own in found.items():
+        for region, truth, named, values in zip(
+            own.regions, own.truth, own.named, own.probabilities_NC.tolist(), strict=True
+        ):
+            told = (f"{value:.4f}" for value in values)
+            rows.writerow([job.classifier, job.arm.name, job.seed, region, truth, named, *told])
+    storage.write_text(path, text.getvalue())
+
+
 def _page(content: Row, recipe: Recipe) -> str:
+    start = content["pretrained"]
     rows, labels, images = content["rows"], recipe.labels, content["images"]
     parts = ", ".join(content["augmentations"])
     lines = [
@@ -84,14 +118,16 @@ def _page(content: Row, recipe: Recipe) -> str:
         f"F-scores x 100 of {content['regions']} regions of split 'test', mean ± standard deviation of "
         f"{content['seeds']} seeds; {images} synthetic images a class; random augmentation: {parts}. Recipe "
         f"`{content['recipe']}`. Every arm tries the same learning rates for the same number of steps and stops by its "
-        f"loss on 'val'; predictions are kept as CSV. (PathUp {content['version']})",
+        f"loss on 'val'; vision transformers start from {f'`{start}`' if start else 'random weights'}. All predictions "
+        f"are in predictions.csv. (PathUp {content['version']})",
         "",
         *_table(rows, TABLE6, labels),
         "",
         "## Differences of the mean F-score",
         "",
         "Seed by seed, with the 95 % interval and p of the paired t-test; and the 95 % interval by the bootstrap of "
-        "test regions, which says how far it hangs on which regions are tested.",
+        "test regions, which says how far it hangs on which regions are tested. Beside p, what Holm's correction for "
+        "all differences on this page makes of it.",
         "",
         *_gaps([gap for gap in content["differences"] if gap["arm"] in {arm.name for arm in TABLE6}], TABLE6),
         "",
@@ -106,6 +142,13 @@ def _page(content: Row, recipe: Recipe) -> str:
         *_table(rows, CURVE, labels),
         "",
         *_gaps([gap for gap in content["differences"] if gap["arm"] in {arm.name for arm in CURVE}], CURVE),
+        "",
+        "Over all numbers of real regions together, seed by seed:",
+        "",
+        *[
+            f"- {CLASSIFIERS[one['classifier']].title}: {_interval(one)}, p {_p(one['p'])}"
+            for one in content["over_the_curve"]
+        ],
         "",
         "![F-score against the number of real regions](table6.png)",
         "",
@@ -131,14 +174,21 @@ def _table(rows: list[Row], arms: Sequence[ClassifierArm], labels: list[str]) ->
 
 def _gaps(gaps: list[Row], arms: Sequence[ClassifierArm]) -> list[str]:
     titles = {arm.name: arm.title for arm in (*TABLE6, *arms)}
-    table = [["method", "beside", "difference x 100", "p", "by regions"]]
+    table = [["method", "beside", "difference x 100", "p", "p, Holm", "by regions"]]
     for gap in gaps:
-        by_seed = f"{100 * gap['mean']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
-        p = "" if gap["p"] is None else f"{gap['p']:.2g}"
         by_regions = f"{100 * gap['regions_low']:+.1f} to {100 * gap['regions_high']:+.1f}"
         title = CLASSIFIERS[gap["classifier"]].title
-        table.append([f"{title}, {titles[gap['arm']]}", titles[gap["beside"]], by_seed, p, by_regions])
+        table.append([f"{title}, {titles[gap['arm']]}", titles[gap["beside"]], _interval(gap), _p(gap["p"]),
+                      _p(gap["p_holm"]), by_regions])  # fmt: skip
     return markdown(table)
+
+
+def _interval(gap: Row) -> str:
+    return f"{100 * gap['mean']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
 
 
 def _pairs(values: str) -> list[str]:
