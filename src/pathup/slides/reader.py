@@ -27,6 +27,9 @@ RESIZE_FILTER = Image.Resampling.LANCZOS
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".vms", ".vmu", ".scn", ".bif", ".svslide", ".czi")
 """Endings of files that are tried as slides."""
 
+GLANCE = 2
+"""How many times as large as its result an image is that `SlideReader.glance` shrinks by the filter."""
+
 PLAUSIBLE_MPP = (0.02, 50.0)
 """Recorded scales outside of this (micrometres per pixel) are no scale: 300 dpi of a print are 85."""
 
@@ -116,6 +119,19 @@ class SlideReader:
         """
         width, height = (field_px_level0,) * 2 if isinstance(field_px_level0, int) else field_px_level0
         size = (out_px, out_px) if isinstance(out_px, int) else out_px
+        self._check_inside(x, y, width, height, size)
+        reduction = min(width / size[0], height / size[1])
+        return np.asarray(_resized(self._pixels(x, y, width, height, reduction), size))
+
+    def glance(self, x: int, y: int, field_px_level0: tuple[int, int], out_px: tuple[int, int]) -> np.ndarray:
+        """What `read_field` reads, several times as fast and nearly as exact: averaged over whole pixels first."""
+        size = (min(field_px_level0[0], GLANCE * out_px[0]), min(field_px_level0[1], GLANCE * out_px[1]))
+        reduction = min(field_px_level0[0] / size[0], field_px_level0[1] / size[1])
+        self._check_inside(x, y, *field_px_level0, size)
+        pixels = self._pixels(x, y, *field_px_level0, reduction)
+        return np.asarray(pixels.resize(out_px, RESIZE_FILTER, reducing_gap=GLANCE))
+
+    def _check_inside(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> None:
         if width < 1 or height < 1 or min(size) < 1:
             raise PathUpError(
                 f"a field of {width} x {height} px and a result of {size[0]} x {size[1]} px were asked of {self.path}"
@@ -125,8 +141,6 @@ class SlideReader:
                 f"the field of {width} x {height} px at ({x}, {y}) reaches outside {self.path}, "
                 f"which is {self.size[0]} x {self.size[1]} px"
             )
-        reduction = min(width / size[0], height / size[1])
-        return np.asarray(_resized(self._pixels(x, y, width, height, reduction), size))
 
     def _pixels(self, x: int, y: int, width: int, height: int, reduction: float) -> Image.Image:
         """The field as RGB at the file's best resolution for that many level-0 pixels a pixel."""
@@ -151,7 +165,8 @@ class RegionImage(SlideReader):
         self._image = Image.fromarray(pixels_HWC)
 
     def _pixels(self, x: int, y: int, width: int, height: int, reduction: float) -> Image.Image:
-        return self._image.crop((x, y, x + width, y + height))
+        whole = (x, y, width, height) == (0, 0, *self.size)
+        return self._image if whole else self._image.crop((x, y, x + width, y + height))
 
 
 class Slide(SlideReader):

@@ -40,13 +40,16 @@ MOST_DIFFERING, RATIO = 64, 0.9
 """Of 256 comparisons, how many may differ; and the share of what differs to the second nearest that is left to the
 nearest (Lowe 2004)."""
 
+AT_ONCE = 512
+"""Landmarks that are compared with an image's at once: what that takes stays in the caches."""
+
 TOLERANCE_PX = 4.0
 """How far a landmark may lie from where the others say."""
 
 AGREEING = 6
 """Landmarks that must agree. Of 155 fields of 1 mm from seven slides no two had more than 4; of a quarter of each,
-turned, flipped or not, shrunk to as little as half its pixels and saved as JPEG at quality 60, 153 had 9 or more, and
-of a seventh of each 144 had 6."""
+turned, flipped or not, shrunk to as little as half its pixels and saved as JPEG at quality 60, 153 had as many, and of
+a seventh of each 143 (`benchmarks/landmarks.py`)."""
 
 _ROW = np.dtype([("x", "<u2"), ("y", "<u2"), ("descriptor", "u1", 32)])
 
@@ -82,7 +85,7 @@ def region_landmarks(reader: SlideReader, box: tuple[int, int, int, int], mpp: t
         for top, bottom in pairwise(rows):
             size = (max(1, round((right - left) * wide / width)), max(1, round((bottom - top) * high / height)))
             field = (int(right - left), int(bottom - top))
-            grey = _stretched(reader.read_field(x + int(left), y + int(top), field, size))
+            grey = _stretched(reader.glance(x + int(left), y + int(top), field, size))
             corner = (round(left * wide / width), round(top * high / height))
             found[0].append(_landmarks(grey, corner))
             found[1].append(_landmarks(grey[:, ::-1], (wide - corner[0] - size[0], corner[1])))
@@ -107,15 +110,31 @@ def agreeing(ones: Sequence[str], others: Sequence[str]) -> np.ndarray:
     for place, one in enumerate(map(_rows, ones)):
         if len(one) < AGREEING:
             continue
-        differing, nearest = cv2.batchDistance(
-            stacked["descriptor"], one["descriptor"], cv2.CV_32S, normType=cv2.NORM_HAMMING, K=2
-        )[:2]
-        alike = (differing[:, 0] <= MOST_DIFFERING) & (differing[:, 0] < RATIO * differing[:, 1])
-        for owner, count in Counter(owners[alike].tolist()).items():
+        there, here = _likes(stacked, one)
+        for owner, count in Counter(owners[there].tolist()).items():
             if count >= AGREEING:
-                own = alike & (owners == owner)
-                found[place, owner] = _on_one_place(stacked[own], one[nearest[own, 0]])
+                own = owners[there] == owner
+                found[place, owner] = _on_one_place(stacked[there[own]], one[here[own]])
     return found
+
+
+def _likes(rows: np.ndarray, one: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of landmarks, those that have their like in an image, and the places there."""
+    theirs = np.ascontiguousarray(one["descriptor"]).view(np.uint64)
+    found, likes = [], []
+    for first in range(0, len(rows), AT_ONCE):
+        words = np.ascontiguousarray(rows["descriptor"][first : first + AT_ONCE]).view(np.uint64)
+        differing = np.zeros((len(words), len(theirs)), np.uint16)
+        for word in range(words.shape[1]):
+            differing += np.bitwise_count(words[:, None, word] ^ theirs[None, :, word])
+        near = np.flatnonzero((differing <= MOST_DIFFERING).any(1))  # few: the rest need not be ordered
+        order = np.argpartition(differing[near], 1, axis=1)[:, :2]
+        two = np.take_along_axis(differing[near], order, 1)
+        nearest, second = order[np.arange(len(near)), two.argmin(1)], two.max(1)
+        kept = two.min(1) < RATIO * second
+        found.append(first + near[kept])
+        likes.append(nearest[kept])
+    return np.concatenate(found), np.concatenate(likes)
 
 
 def check_landmarks(texts: Sequence[str]) -> None:
@@ -146,9 +165,10 @@ def _on_one_place(ones: np.ndarray, others: np.ndarray) -> int:
 
 def _stretched(pixels_HWC: np.ndarray) -> np.ndarray:
     """Grey levels (ITU-R BT.601) stretched to the whole range, uint8 (H, W)."""
-    grey = pixels_HWC.astype(np.float64) @ (0.299, 0.587, 0.114)
-    low, high = np.percentile(grey, [2, 98])
-    return np.rint(np.clip((grey - low) / max(high - low, LEAST_CONTRAST), 0, 1) * 255).astype(np.uint8)
+    grey = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
+    low, high = np.percentile(grey[::2, ::2], [2, 98])
+    levels = np.clip((np.arange(256) - low) / max(high - low, LEAST_CONTRAST), 0, 1)
+    return np.asarray(cv2.LUT(grey, np.rint(255 * levels).astype(np.uint8)))
 
 
 def _landmarks(grey_HW: np.ndarray, corner: tuple[int, int]) -> np.ndarray:

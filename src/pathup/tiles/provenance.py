@@ -121,7 +121,7 @@ def looks_of(reader: SlideReader, box: tuple[int, int, int, int], mpp: tuple[flo
     mpp
         Micrometres a level-0 pixel in x and y.
     """
-    thumbnail = reader.read_field(*box[:2], box[2:], THUMBNAIL_PX)
+    thumbnail = reader.glance(*box[:2], box[2:], (THUMBNAIL_PX, THUMBNAIL_PX))
     return Looks(perceptual_hash(thumbnail), *region_landmarks(reader, box, mpp))
 
 
