@@ -48,10 +48,13 @@ def test_a_held_back_region_among_the_images_is_refused(drawn, source, recipe, t
         check_synthetic(held(source, recipe), copy, synthetic_fields(copy, recipe.labels))
 
 
-def test_a_generator_that_does_not_say_what_it_has_seen_is_refused(drawn, source, recipe, tmp_path):
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_generator_that_does_not_say_what_it_has_seen_is_refused(drawn, source, recipe, tmp_path, listed):
     copy = tmp_path / "copy"
     shutil.copytree(drawn, copy)
     (copy / SOURCES_FILE).unlink()
+    if listed:
+        write_sources(copy, [])  # of none
     with pytest.raises(PathUpError, match="does not say which regions its generator was trained on"):
         check_synthetic(held(source, recipe), copy, synthetic_fields(copy, recipe.labels))
 
@@ -101,7 +104,6 @@ def test_a_cut_out_of_a_test_region_is_refused_wherever_it_is_planted(large, dra
 
     images = tmp_path / "images"
     shutil.copytree(drawn, images)
-    write_sources(images, [])
     cut_out(source / "val/1_B/val_B.png", images / "B_0001.png")
     known = held(source, recipe)
     fields = [replace(field, mpp=(2.0, 2.0)) for field in synthetic_fields(images, recipe.labels)]

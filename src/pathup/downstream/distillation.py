@@ -85,7 +85,7 @@ class Crops:
         """A field as classifiers see it, uint8 (3, H, W), and the mean features of its patches, (D,)."""
         side = self._vit.spec.input_px
         pixels = Image.fromarray(self._vit.kept(self.fields[index], self._whole_px))
-        return self._seen(pixels.resize((side, side), Image.Resampling.BILINEAR)), self._features(index).mean(0)
+        return self._seen(pixels.resize((side, side), Image.Resampling.BILINEAR)), self.features(index).mean(0)
 
     def crop(self, index: int, position: int) -> tuple[torch.Tensor, np.ndarray]:
         """A square of a field, flipped and turned at random, and the mean features of the patches centred in it."""
@@ -100,9 +100,10 @@ class Crops:
         middle = np.array([left, top]) + share / 2
         away = np.abs(self._centres[index] - middle).max(1)
         inside = away <= max(share / 2, float(away.min()))  # where no patch is centred in it, the nearest
-        return self._seen(shown), self._features(index)[inside].mean(0)
+        return self._seen(shown), self.features(index)[inside].mean(0)
 
-    def _features(self, index: int) -> np.ndarray:
+    def features(self, index: int) -> np.ndarray:
+        """Those of a field's patches, (N, D)."""
         return self._bags.sample(self.fields[index]).numpy()
 
     def _seen(self, pixels: Any) -> torch.Tensor:
@@ -119,7 +120,9 @@ class Targets:
     @classmethod
     def of(cls, crops: Crops) -> Targets:
         """Those of fields."""
-        values = torch.from_numpy(np.stack([crops.whole(index)[1] for index in range(len(crops.fields))])).float()
+        values = torch.from_numpy(
+            np.stack([crops.features(index).mean(0) for index in range(len(crops.fields))])
+        ).float()
         deviation = values.std(0, correction=0)
         least = LEAST_DEVIATION * float(deviation.max())
         if not least:

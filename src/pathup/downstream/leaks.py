@@ -45,7 +45,7 @@ def check_synthetic(
         The generator was trained on a held-back region, an image is one or a part of one, or the folder does not say
         what its generator was trained on. The pair is named.
     """
-    if read_sources(folder) is None:
+    if not read_sources(folder):  # an empty list is none: every generator has seen something
         raise PathUpError(
             f"{folder} does not say which regions its generator was trained on, so nobody knows whether it has seen "
             f"the tissue that is held back; {SOURCES_FILE} was needed, which 'pathup generate' writes for models that "

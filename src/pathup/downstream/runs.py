@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ __all__ = [
     "training_counts",
     "with_synthetic",
 ]
-
-Progress = Callable[[str, int, int], None]
 
 CACHE = ".cache"
 """In an output folder: hidden, so that one which holds nothing else is taken for new."""
