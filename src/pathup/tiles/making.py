@@ -36,7 +36,7 @@ METADATA_FILE = "metadata.jsonl"
 SUMMARY_FILE = "summary.json"
 RECIPE_FILE = "recipe.yaml"
 _NOTES = ".work"
-_FORMAT = 3
+_FORMAT = 4
 """Counts up when the same source and recipe would give other files, so that no run is resumed across it."""
 
 
