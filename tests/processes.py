@@ -1,4 +1,4 @@
-"""Processes of ``pathup`` that tests kill: each is its own, and none waits for PyTorch to be imported.
+"""Processes of ``pathup``, which tests kill or let work together: each is its own, and none waits for PyTorch's import.
 
 They are forked from a server that has imported what the commands need, once a test session; a command line that is
 started anew takes some five seconds to begin. What a shell sees of it (exit code, stderr) is what a test sees.
@@ -10,13 +10,16 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["PathUpProcess", "run_pathup"]
+__all__ = ["PathUpProcess", "run_pathup", "run_several"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([
@@ -26,9 +29,12 @@ _CONTEXT.set_forkserver_preload([
 ])  # fmt: skip
 
 
-def _main(arguments: list[str], stderr: str) -> None:
+def _main(arguments: list[str], stderr: str, environment: Mapping[str, str]) -> None:
     """What the new process does: the command line, with its streams where the test wants them."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", **environment}
+    import torch  # by the server, before that was set
+
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     null, errors = os.open(os.devnull, os.O_RDWR), os.open(stderr, os.O_WRONLY | os.O_CREAT)
     for stream, target in ((0, null), (1, null), (2, errors)):
@@ -44,12 +50,15 @@ class PathUpProcess:
     ----------
     arguments
         What follows ``pathup`` on the command line.
+    environment
+        What is set beside the server's environment.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
         with tempfile.NamedTemporaryFile(delete=False) as file:
             self._stderr = Path(file.name)
-        self._process = _CONTEXT.Process(target=_main, args=([str(part) for part in arguments], file.name))
+        told = ([str(part) for part in arguments], file.name, environment or {})
+        self._process = _CONTEXT.Process(target=_main, args=told)
         self._process.start()
 
     def running(self) -> bool:
@@ -94,3 +103,18 @@ def run_pathup(*arguments: object, code: int = 0) -> str:
         ended, said = process.wait(), process.stderr()
     assert ended == code, f"exit code {ended}: {said[-2000:]}"
     return said
+
+
+def run_several(count: int, *arguments: object) -> None:
+    """Run ``pathup ARGUMENTS`` in several processes that find each other, as torchrun's do, to the end of all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        meeting["LOCAL_WORLD_SIZE"] = meeting["WORLD_SIZE"]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(PathUpProcess(*arguments, environment={**meeting, "RANK": rank, "LOCAL_RANK": rank}))
+            for rank in map(str, range(count))
+        ]
+        codes = [process.wait() for process in processes]
+        assert not any(codes), f"exit codes {codes}: {' | '.join(process.stderr()[-1000:] for process in processes)}"

@@ -16,15 +16,20 @@ import torch
 from safetensors.torch import load_file
 
 from pathup.peers import lost_peer
+from tests.processes import run_several
 
 
-def _two(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def _line(tiles: Path, autoencoder: Path, output: Path, steps: int, *more: str) -> list[str]:
     told = ["--recipe", "tiny", "--cpu", "--tiles", tiles, "--autoencoder", autoencoder, "--steps", steps]
-    line = [*launcher, "-m", "pathup", "train", "diffusion", *told, "--output", output, *more]
+    return [str(part) for part in ["train", "diffusion", *told, "--output", output, *more]]
+
+
+def _launched(line: list[str]) -> subprocess.Popen[str]:
+    """Two processes of the command line, by torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pathup"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [str(part) for part in line], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*launcher, *line], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -33,7 +38,7 @@ def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
     tiny_tiles: Path, tiny_autoencoder: Path, tmp_path: Path, how: list[str], steps: int
 ) -> None:
     checkpoints = tmp_path / "killed/checkpoints"
-    running = _two(tiny_tiles, tiny_autoencoder, tmp_path / "killed", steps, *how)
+    running = _launched(_line(tiny_tiles, tiny_autoencoder, tmp_path / "killed", steps, *how))
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*")) and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -49,8 +54,7 @@ def test_a_killed_process_stops_the_run_with_a_sentence_and_it_goes_on_exactly(
     assert "[rank0]: Traceback" not in said
     assert not (tmp_path / "killed/model").exists()
     for folder, more in (("killed", ["--resume"]), ("whole", [])):
-        process = _two(tiny_tiles, tiny_autoencoder, tmp_path / folder, steps, *how, *more)
-        assert process.communicate(timeout=240)[1] is not None and process.returncode == 0
+        run_several(2, *_line(tiny_tiles, tiny_autoencoder, tmp_path / folder, steps, *how, *more))
     last = f"checkpoints/step-{steps:08d}"
     for path in (tmp_path / "whole" / last).glob("*.safetensors"):
         one, other = load_file(path), load_file(tmp_path / "killed" / last / path.name)

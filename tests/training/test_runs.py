@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from pathup.tiles.provenance import read_sources
 from pathup.training.checkpoints import newest_checkpoint
 from pathup.training.latents import encoder_sha256
 from pathup.training.runs import train_autoencoder, train_encoder
-from tests.processes import PathUpProcess, run_pathup
+from tests.processes import PathUpProcess, run_pathup, run_several
 from tests.training.trained import QUIET, diffusion
 
 
@@ -449,14 +446,9 @@ def test_two_processes_train_what_one_trains_on_the_joint_batch(tmp_path, tiny_t
         recipes[name].write_text(yaml.safe_dump(values))
     # where there is no GPU nobody says --cpu, and Accelerate alone takes what torchrun starts there for two runs
     on_cpu = ["--cpu"] if torch.accelerator.is_available() else []
-    arguments = ["pathup", "train", "diffusion", *on_cpu, "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    one = [sys.executable, "-m", *arguments, "--recipe", recipes["one"], "--batch-size", 16]
-    one += ["--output", tmp_path / "one"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"]
-    two = [*launcher, *arguments, "--recipe", recipes["two"], "--batch-size", 4, "--output", tmp_path / "two"]
-    for line in (one, two):
-        subprocess.run([str(part) for part in line], env=environment, check=True, capture_output=True)
+    line = ["train", "diffusion", *on_cpu, "--tiles", tiny_tiles, "--autoencoder", tiny_autoencoder]
+    run_pathup(*line, "--recipe", recipes["one"], "--batch-size", 16, "--output", tmp_path / "one")
+    run_several(2, *line, "--recipe", recipes["two"], "--batch-size", 4, "--output", tmp_path / "two")
     a, b = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("one", "two"))
     assert a is not None
     assert b is not None

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pathup.model.pipeline import PathUpPipeline, build_pipeline
 from pathup.recipes import Recipe
 from pathup.slides.images import read_image
 from pathup.training.sharding import check_sharding, load_state, placed_like, sharding_is_asked, whole
+from tests.processes import run_several
 from tests.training.trained import diffusion
 
 ON_CPU = ["--cpu"] if torch.accelerator.is_available() else []
@@ -30,31 +30,9 @@ JOINT = {"batch_size": 8}
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 
 
-def train(
-    tiles: Path,
-    output: Path,
-    *more: object,
-    recipe: object = "tiny",
-    environment: dict[str, str] | None = None,
-    program: Sequence[object] = ("-m", "pathup"),
-) -> subprocess.CompletedProcess[str]:
-    """Two processes of `pathup train diffusion`."""
-    line = [
-        *LAUNCHER,
-        *program,
-        "train",
-        "diffusion",
-        *ON_CPU,
-        "--tiles",
-        tiles,
-        "--recipe",
-        recipe,
-        "--output",
-        output,
-        *more,
-    ]
-    set_ = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.run([str(part) for part in line], env=set_, capture_output=True, text=True, timeout=300)
+def command(tiles: Path, output: Path, *more: object, recipe: object = "tiny") -> list[object]:
+    """`pathup train diffusion`, of one of two processes."""
+    return ["train", "diffusion", *ON_CPU, "--tiles", tiles, "--recipe", recipe, "--output", output, *more]
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -101,8 +79,7 @@ def test_halves_train_what_wholes_do_and_go_on_with_what_wholes_began(
     diffusion(tiny_tiles, tmp_path / "joint", tiny_autoencoder, **JOINT, recipe=path, latents=latents, steps=9)
     given = ["--autoencoder", tiny_autoencoder, "--latents", latents, "--resume", "--steps"]
     for steps, more in ((3, ["--shard"]), (6, []), (9, ["--shard"])):
-        ended = train(tiny_tiles, tmp_path / "in turns", *given, steps, *more, recipe=path)
-        assert ended.returncode == 0, ended.stderr
+        run_several(2, *command(tiny_tiles, tmp_path / "in turns", *given, steps, *more, recipe=path))
     # sums of gradients in another order, which 9 steps of Adam enlarge
     assert not differing(tmp_path, ["joint", "in turns"], 9, 1e-4)
     # what is written is whole, and drawn from: the same pictures up to what differs above
@@ -121,8 +98,7 @@ def test_muon_orthogonalises_matrices_of_which_each_process_holds_some_rows(
     latents = tmp_path / "latents"
     diffusion(tiny_tiles, tmp_path / "joint", tiny_autoencoder, **JOINT, recipe=path, latents=latents)
     given = ["--autoencoder", tiny_autoencoder, "--latents", latents, "--shard"]
-    ended = train(tiny_tiles, tmp_path / "halves", *given, recipe=path)
-    assert ended.returncode == 0, ended.stderr
+    run_several(2, *command(tiny_tiles, tmp_path / "halves", *given, recipe=path))
     assert "muon" in kept(tmp_path / "halves", 6)
     # its products are of bfloat16: 6 steps of 0.003 times 0.2 times the root of a side, of which the last bits differ
     assert not differing(tmp_path, ["joint", "halves"], 6, 1e-3)
@@ -136,8 +112,7 @@ def test_adapters_of_a_frozen_model_in_shards_with_less_kept_for_the_backward_pa
     told = {"pretrained": str(base), "lora_rank": 2, "gradient_checkpointing": True, "steps": 4, "latents": latents}
     diffusion(tiny_tiles, tmp_path / "joint", **told, **JOINT)
     given = ["--pretrained", base, "--lora-rank", 2, "--gradient-checkpointing", "--steps", 4, "--latents", latents]
-    ended = train(tiny_tiles, tmp_path / "halves", *given, "--shard")
-    assert ended.returncode == 0, ended.stderr
+    run_several(2, *command(tiny_tiles, tmp_path / "halves", *given, "--shard"))
     joint, halves = (
         {path.relative_to(tmp_path / run): load_file(path) for path in (tmp_path / run).rglob("*.safetensors")}
         for run in ("joint", "halves")
@@ -175,7 +150,9 @@ def test_each_process_holds_its_share_as_accelerates_configuration_may_ask_for(
     configuration = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` makes of its file
     script = tmp_path / "holds.py"
     script.write_text(_HOLDS)
-    ended = train(tiny_tiles, tmp_path / "run", *told, environment=configuration, program=[script])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **configuration}
+    line = [*LAUNCHER, script, *command(tiny_tiles, tmp_path / "run", *told)]
+    ended = subprocess.run([str(part) for part in line], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     shares = [float(share) for share in re.findall(r"holds ([\d.]+)", ended.stdout)]
     # of weights, averages and moments; rows of odd counts cannot be halved
